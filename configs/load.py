@@ -1,0 +1,187 @@
+"""YAML in, one frozen RunConfig out: `base:` inheritance, `key.sub=value` overrides, clear errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from prismcap.configs.errors import ConfigError, nearest
+from prismcap.configs.registry import component_options, describe
+from prismcap.configs.schema.base import Component
+from prismcap.configs.schema.run import RunConfig
+
+PRESETS = Path(__file__).parent
+
+
+def presets() -> list[str]:
+    """Names of the shipped presets, as `demo/scenes`."""
+    return sorted(str(path.relative_to(PRESETS).with_suffix("")) for path in PRESETS.rglob("*.yaml"))
+
+
+def find_config(name: str | Path, beside: Path | None = None) -> Path:
+    """A path as given (or next to the file that names it), else a shipped preset."""
+    candidates = [Path(name), PRESETS / f"{name}.yaml", PRESETS / str(name)]
+    if beside is not None:
+        candidates.insert(0, beside.parent / str(name))
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise ConfigError(f"no config {str(name)!r}: neither a file nor a preset.{nearest(str(name), presets())}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in one YAML file, refusing duplicate keys (YAML would keep the last, silently)."""
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys, found {type(value).__name__}")
+    return value
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 1e-3 as a string; everyone who writes a learning rate means a number
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Mappings merge key by key; lists and scalars replace; null removes a key of the base.
+
+    A mapping that names another component (`name:` differs) replaces the base's whole mapping:
+    the options of one encoder mean nothing to another.
+    """
+    if "name" in over and "name" in base and over["name"] != base["name"] and "stages" not in base:
+        return {key: value for key, value in over.items() if value is not None}
+    result = dict(base)
+    for key, value in over.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = merge(result[key], value)
+        else:
+            result[key] = value
+    return result
+
+
+def read_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's mapping laid over its `base:` (a path beside it, or a preset), recursively."""
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: base: goes round in a circle: {' -> '.join(map(str, (*seen, path)))}")
+    values = read_yaml(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    parent = find_config(base, beside=path)
+    return merge(read_with_bases(parent, (*seen, path.resolve())), values)
+
+
+def apply_override(values: dict[str, Any], text: str) -> None:
+    """One `key.sub=value`, the value read as YAML. Numbers index lists (`mix.0.path=…`), `*` is every
+    entry there is (`stages.*.precision=fp32`), and null removes a key."""
+    key, separator, raw = text.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {text!r}: expected key.sub=value")
+    try:
+        value = yaml.load(raw, Loader=_UniqueKeyLoader)  # noqa: S506
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: the value is not valid YAML: {error}") from error
+    *parents, last = key.split(".")
+    nodes: list[Any] = [values]
+    for part in parents:
+        nodes = [child for node in nodes for child in _children(node, part, text)]
+    for node in nodes:
+        for place in _places(node, last, text):
+            if value is None and isinstance(node, dict):
+                node.pop(place, None)
+            else:
+                node[place] = value
+
+
+def _places(node: Any, part: str, text: str) -> list[Any]:
+    """The keys or indices of a mapping or list that one part of an override's path means."""
+    if isinstance(node, list):
+        if part == "*":
+            return list(range(len(node)))
+        if not part.isdigit() or int(part) >= len(node):
+            raise ConfigError(f"override {text!r}: {part!r} is no index of a list of {len(node)}")
+        return [int(part)]
+    if not isinstance(node, dict):
+        raise ConfigError(f"override {text!r}: {node!r} has no key {part!r} below it")
+    return list(node) if part == "*" else [part]
+
+
+def _children(node: Any, part: str, text: str) -> list[Any]:
+    places = _places(node, part, text)
+    return [node.setdefault(place, {}) if isinstance(node, dict) else node[place] for place in places]
+
+
+def load_config(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run of a YAML file or preset. Every key is checked, those of components included.
+
+    Raises ConfigError naming the file, the key path, the value and the nearest valid name.
+    """
+    path = find_config(name)
+    values = read_with_bases(path)
+    for override in overrides:
+        apply_override(values, override)
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(error, f"{path}: ", RunConfig)) from error
+    check_components(config, str(path))
+    return config
+
+
+def check_components(config: RunConfig, where: str) -> None:
+    """Validate the options of every component that the config names."""
+    model = config.model
+    parts: list[tuple[str, Component, str]] = [
+        ("vision_encoder", model.vision_encoder, "model.vision_encoder"),
+        ("connector", model.connector, "model.connector"),
+        ("llm", model.llm, "model.llm"),
+    ]
+    for name, stage in config.stages.items():
+        at = f"stages.{name}"
+        parts.append(("template", stage.template, f"{at}.template"))
+        parts.append(("engine", stage.engine, f"{at}.engine"))
+        parts.extend(("source", item, f"{at}.data.mix.{i}") for i, item in enumerate(stage.data.mix))
+    if config.evaluation is not None:
+        splits = config.evaluation.splits.items()
+        parts.extend(("source", split.source, f"evaluation.splits.{name}.source") for name, split in splits)
+    for kind, component, at in parts:
+        component_options(kind, component, f"{where}: {at}")
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved config as YAML that load_config reads back to an equal RunConfig."""
+    return yaml.safe_dump(
+        config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True
+    )
+
+
+def config_hash(section: BaseModel) -> str:
+    """A short hash of a section's values, independent of the order of its keys."""
+    text = json.dumps(section.model_dump(mode="json"), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,71 @@
+"""A run: the model, its stages, and where everything goes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from prismcap.configs.schema.base import Component, Section
+from prismcap.configs.schema.stage import StageConfig
+
+
+class ModelConfig(Section):
+    vision_encoder: Component
+    connector: Component
+    llm: Component
+
+
+class LoggingConfig(Section):
+    """Where the step records go, besides the JSONL file that is always written."""
+
+    sinks: tuple[Literal["wandb", "tensorboard"], ...] = ()
+    project: str = "prismcap"
+    every_steps: int = Field(default=1, ge=1)
+
+
+class SplitConfig(Section):
+    """A held-out part of the evaluation: a source with scene graphs, and how many of its items."""
+
+    source: Component
+    num_items: int = Field(
+        default=200,
+        ge=1,
+        description="items of each kind of text; of captions, for each number of objects",
+    )
+
+
+class EvaluationConfig(Section):
+    """Held-out measures after training (evaluate/scenes)."""
+
+    splits: dict[str, SplitConfig] = Field(min_length=1)
+    caption_loss: dict[str, str] = Field(
+        default_factory=dict,
+        description="stage -> split: caption loss right after that stage, on true and other pictures",
+    )
+    batch_size: int = Field(default=64, ge=1)
+    max_new_tokens: int = Field(default=64, ge=1)
+    quick: bool = Field(default=False, description="label the figures as those of a first look")
+
+
+class RunConfig(Section):
+    """The whole of one YAML file, after `base:` and the overrides."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 0
+    output_dir: str = "checkpoints"
+    num_threads: int | None = Field(
+        default=None, ge=1, description="torch threads per process; none: torch decides"
+    )
+    model: ModelConfig
+    stages: dict[str, StageConfig] = Field(min_length=1)
+    logging: LoggingConfig = LoggingConfig()
+    evaluation: EvaluationConfig | None = None
+
+    @field_validator("stages")
+    @classmethod
+    def _stage_names(cls, stages: dict[str, StageConfig]) -> dict[str, StageConfig]:
+        for name in stages:
+            if not name.isidentifier():
+                raise ValueError(f"stage name {name!r} must be letters, digits and underscores")
+        return stages

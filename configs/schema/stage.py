@@ -1,0 +1,96 @@
+"""One stage of training: what trains, on what, how fast, with which engine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from prismcap.configs.schema.base import Component, Section
+from prismcap.configs.schema.data import BatchConfig, DataConfig
+
+Group = Literal["vision_encoder", "connector", "llm"]
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (peft) in place of full training of a group."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+
+
+class GroupConfig(Section):
+    """One parameter group that trains. Groups that are not named stay frozen."""
+
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="none on biases and 1-D parameters")
+    lora: LoraConfig | None = None
+
+
+class OptimizerConfig(Section):
+    """AdamW."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    clip_norm: float = Field(default=1.0, gt=0, description="global gradient norm; inf turns clipping off")
+
+
+class ScheduleConfig(Section):
+    """Learning-rate schedule and length. Exactly one of epochs and max_steps."""
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+    epochs: int | None = Field(default=None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> ScheduleConfig:
+        if (self.epochs is None) == (self.max_steps is None):
+            raise ValueError("give exactly one of epochs and max_steps")
+        return self
+
+
+class CheckpointConfig(Section):
+    every_steps: int | None = Field(default=None, ge=1, description="none: only at the end of the stage")
+    keep: int = Field(default=2, ge=1, description="older checkpoints of the stage are removed")
+
+
+class StageConfig(Section):
+    train: dict[Group, GroupConfig] = Field(min_length=1)
+    data: DataConfig
+    template: Component
+    batch: BatchConfig = BatchConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig
+    engine: Component = Component(name="torch")
+    precision: Literal["fp32", "bf16"] = "bf16"
+    gradient_checkpointing: bool = False
+    feature_cache: bool = Field(default=False, description="keep a frozen encoder's features on disk")
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _samples_fit_a_row(self) -> StageConfig:
+        if self.data.max_tokens > self.batch.row_tokens:
+            raise ValueError(
+                f"data.max_tokens={self.data.max_tokens} is more than "
+                f"batch.row_tokens={self.batch.row_tokens}: a sample must fit into one row. "
+                "Raise row_tokens or lower max_tokens."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cache_needs_frozen_encoder(self) -> StageConfig:
+        if self.feature_cache and "vision_encoder" in self.train:
+            raise ValueError("feature_cache needs a frozen vision encoder: take vision_encoder out of train")
+        return self

@@ -1,0 +1,211 @@
+"""Picture files, and the one way in which a picture becomes the model's input.
+
+`to_tiles` equals Hugging Face's PIL image processors to the last bit (tests/data/test_image.py), so
+that an exported model sees what the trained one saw. The counterparts in transformers:
+- resize: SiglipImageProcessorPil(size={height: S, width: S})
+- center_crop: CLIPImageProcessorPil(size={shortest_edge: S}, crop_size={height: S, width: S})
+- pad: LlavaImageProcessorPil(do_pad=True, do_center_crop=False, size={height: S, width: S})
+
+Shape legend: P tiles (one for every geometry so far), S tile side in pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from prismcap.data.schema import ImageSpec, SampleRejected
+
+# what PIL's decoders raise on damaged files, besides their own subclasses of these
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error)
+# the square around, or the strip before the crop of, a very long picture: 100 Mpx are 300 MB
+MAX_INTERMEDIATE_PIXELS = 100_000_000
+_PIL_BOUND_LOCK = threading.Lock()
+
+
+@dataclass(frozen=True)
+class FileImage:
+    """A picture file, decoded when it is loaded. Equal values are the same picture."""
+
+    path: Path
+    max_pixels: int = 100_000_000
+
+    def load(self) -> Image.Image:
+        """The RGB picture; see open_image."""
+        return open_image(self.path, self.max_pixels)
+
+    def fingerprint(self) -> str:
+        """A hash of the file's bytes. Raises SampleRejected("image_missing")."""
+        digest = hashlib.blake2b(digest_size=16)
+        try:
+            with _existing(self.path).open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise SampleRejected("image_missing", f"{self.path}: cannot be read: {error}") from error
+        return digest.hexdigest()
+
+
+def resolve_inside(root: Path, relative: str) -> Path:
+    """The file `relative` to `root`, links followed.
+
+    Raises SampleRejected("image_outside_root") when it lies elsewhere: data files come from
+    strangers, and must not make a run read other files of this machine.
+    """
+    try:
+        base = root.resolve()
+        path = (base / relative).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a zero byte, a name too long, a loop of links
+        message = f"image {relative!r} below {root}: no such path: {error}"
+        raise SampleRejected("image_missing", message) from error
+    if not path.is_relative_to(base):
+        raise SampleRejected(
+            "image_outside_root",
+            f"image {relative!r} leads to {path}, outside of the data root {base}. "
+            "Set image_root to a folder that holds all pictures.",
+        )
+    return path
+
+
+def _existing(path: Path) -> Path:
+    # is_file also keeps pipes and devices out, on which reading would never end
+    if not path.is_file():
+        raise SampleRejected("image_missing", f"{path}: no such picture file")
+    return path
+
+
+def open_image(path: Path, max_pixels: int) -> Image.Image:
+    """The picture as RGB, upright (EXIF), transparency over white. Its size is checked before decoding.
+
+    Raises SampleRejected: image_missing, image_corrupt, or image_too_large (more than max_pixels).
+    """
+    _existing(path)
+    try:
+        with _pil_bound(max_pixels), Image.open(path) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise _too_large(path, f"{width} x {height} pixels", max_pixels)
+            image.load()
+            return _to_rgb(_upright(image))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(path, "the size in its header", max_pixels) from error
+    except SampleRejected:
+        raise
+    except PermissionError as error:
+        raise SampleRejected("image_missing", f"{path}: cannot be read: {error}") from error
+    except _DECODE_ERRORS as error:
+        raise SampleRejected("image_corrupt", f"{path}: not a readable picture: {error}") from error
+
+
+def _too_large(path: Path, what: str, max_pixels: int) -> SampleRejected:
+    return SampleRejected(
+        "image_too_large",
+        f"{path}: {what} is more than max_image_pixels={max_pixels}. Shrink the picture or raise the bound.",
+    )
+
+
+@contextmanager
+def _pil_bound(max_pixels: int) -> Iterator[None]:
+    """Makes PIL's own size checks use our bound, as errors, while one picture is read.
+
+    They also see the true size of pictures inside containers (ICO), which the header may understate.
+    The setting is global in PIL, hence the lock and the restoring.
+    """
+    with _PIL_BOUND_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = max_pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DECODE_ERRORS:
+        # damaged metadata is common on the web and says nothing about the pixels
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # convert("RGB") would clip 16-bit grey at 255 and leave a white picture
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_tiles(image: Image.Image, spec: ImageSpec) -> Tensor:
+    """tiles_P3SS, float32, normalised by the spec's mean and std. P = 1.
+
+    resize: squashed to S x S. center_crop: shortest side to S, the middle cut out. pad: first made
+    square with bars of the mean colour (LLaVA's expand2square), then resized. Bicubic, antialiased.
+    Raises SampleRejected("image_too_elongated") when a step between would take too much memory.
+    """
+    side = spec.size_px
+    if spec.geometry == "resize":
+        square = image.resize((side, side), Image.Resampling.BICUBIC)
+    elif spec.geometry == "center_crop":
+        square = _center_crop(image, side)
+    else:
+        square = _pad_to_square(image, spec.mean).resize((side, side), Image.Resampling.BICUBIC)
+    # the order of roundings is that of transformers' rescale and normalize
+    pixels = (np.asarray(square).astype(np.float64) * (1 / 255)).astype(np.float32)
+    mean, std = (np.array(values, dtype=np.float32) for values in (spec.mean, spec.std))
+    return torch.from_numpy(np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)))[None]
+
+
+def _center_crop(image: Image.Image, side: int) -> Image.Image:
+    width, height = image.size
+    long = int(side * max(width, height) / min(width, height))
+    new_width, new_height = (side, long) if width <= height else (long, side)
+    _check_intermediate(image, new_width * new_height)
+    resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+    left, top = (new_width - side) // 2, (new_height - side) // 2
+    return resized.crop((left, top, left + side, top + side))
+
+
+def _pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Image.Image:
+    width, height = image.size
+    side = max(width, height)
+    if width == height:
+        return image
+    _check_intermediate(image, side * side)
+    # truncated, not rounded: (122, 116, 104) for CLIP's mean, as in LLaVA
+    red, green, blue = (int(value * 255) for value in mean)
+    square = Image.new("RGB", (side, side), (red, green, blue))
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def _check_intermediate(image: Image.Image, pixels: int) -> None:
+    if pixels > MAX_INTERMEDIATE_PIXELS:
+        raise SampleRejected(
+            "image_too_elongated",
+            f"a picture of {image.width} x {image.height} pixels needs {pixels} pixels on the way to a "
+            f"square, more than {MAX_INTERMEDIATE_PIXELS}. Crop it, or use geometry: resize.",
+        )
+
+
+def from_tile(tile_3SS: Tensor, spec: ImageSpec) -> Image.Image:
+    """The picture that a tile holds, for people to look at: the reverse of the normalisation."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    pixels = ((tile_3SS.float().cpu() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())

@@ -1,0 +1,88 @@
+"""The data mix of a stage: several sources, each repeated, shuffled anew every epoch.
+
+The order is computed, not stored: position p of the run is sample `permute(p)` of its epoch, so any
+position can be reached at once after a resume, on every rank and worker, without a list of indices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from prismcap.configs.registry import component_options
+from prismcap.configs.schema.data import DataConfig
+from prismcap.data.schema import DataError, Sample
+from prismcap.data.sources._contract import Source, SourceContext
+
+_ROUNDS = 6
+
+
+def permute(index: int, size: int, key: bytes) -> int:
+    """Where `index` of 0 .. size-1 goes in the permutation that `key` names.
+
+    A Feistel network over the next even number of bits; numbers that fall outside of the range walk
+    on (Black and Rogaway 2002, cycle walking), at most a few steps as the range is at least a quarter.
+    """
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    while True:
+        left, right = index >> half, index & mask
+        for turn in range(_ROUNDS):
+            digest = hashlib.blake2b(right.to_bytes(8, "little"), key=key, salt=bytes([turn]), digest_size=8)
+            left, right = right, left ^ (int.from_bytes(digest.digest(), "little") & mask)
+        index = (left << half) | right
+        if index < size:
+            return index
+
+
+@dataclass(frozen=True)
+class Mix:
+    """sources: (source, times per epoch). An epoch is every sample, that many times, in a seeded order."""
+
+    sources: Sequence[tuple[Source, int]]
+    seed: int
+    _ends: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        ends = tuple(accumulate(len(source) * repeat for source, repeat in self.sources))
+        object.__setattr__(self, "_ends", ends)
+        if not ends or ends[-1] == 0:
+            raise DataError("the data mix has no samples")
+
+    def __len__(self) -> int:
+        """Samples of one epoch, repeats counted."""
+        return self._ends[-1]
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """(source, index in the source) at a position of the run; epochs follow one another."""
+        epoch, offset = divmod(position, len(self))
+        # signed: configs may well say seed: -1
+        key = f"{self.seed}/{epoch}".encode()
+        place = permute(offset, len(self), key)
+        number = bisect_right(self._ends, place)
+        before = self._ends[number - 1] if number else 0
+        return number, (place - before) % len(self.sources[number][0])
+
+    def sample_at(self, position: int) -> Sample:
+        """The sample at a position of the run. Raises SampleRejected when it cannot be used."""
+        number, index = self.locate(position)
+        return self.sources[number][0][index]
+
+
+def build_mix(config: DataConfig, context: SourceContext, where: str = "") -> Mix:
+    """The sources of `data.mix`. `where` (file and key path of the data section) goes into errors.
+
+    Raises ConfigError for wrong options, DataError for data that cannot be opened or is empty.
+    """
+    sources: list[tuple[Source, int]] = []
+    for i, item in enumerate(config.mix):
+        at = f"{where}.mix.{i}" if where else f"mix.{i}"
+        module, options = component_options("source", item, at)
+        source: Source = module.build(options, context)
+        if len(source) == 0:
+            raise DataError(f"{at}: source {item.name!r} has no samples")
+        sources.append((source, item.repeat))
+    return Mix(tuple(sources), context.seed)

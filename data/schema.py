@@ -1,0 +1,181 @@
+"""What the layers hand each other: samples, their encoded form, batches and the model's specs.
+
+Shape legend: T tokens of a sample or row, B rows, P image tiles, M images, K patches of a tile,
+D encoder width, R image spans, S tile side in pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+Role = Literal["system", "user", "assistant"]
+Geometry = Literal["resize", "center_crop", "pad"]
+IGNORE_INDEX = -100
+
+
+class DataError(ValueError):
+    """Bad input data; the message names file, row, key and value, and what would be right."""
+
+
+class SampleRejected(DataError):
+    """One sample cannot be used. `reason` is a short fixed key that is counted."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ImageRef(Protocol):
+    """A picture that is decoded or drawn only when it is needed."""
+
+    def load(self) -> Image.Image:
+        """The RGB picture. Raises SampleRejected when it is missing, corrupt or too large."""
+
+    def fingerprint(self) -> str:
+        """A content hash: equal exactly when the pixels are equal. Keys the feature cache."""
+
+
+@dataclass(frozen=True)
+class TextPart:
+    text: str
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    index: int  # into Sample.images
+
+
+Part = TextPart | ImagePart
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. `train` is true when the loss falls on it (assistant turns)."""
+
+    role: Role
+    parts: tuple[Part, ...]
+    train: bool = False
+
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+
+@dataclass(frozen=True)
+class Sample:
+    id: str
+    images: tuple[ImageRef, ...]
+    messages: tuple[Message, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How a picture becomes tiles. mean/std are per RGB channel on the 0..1 scale."""
+
+    size_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    geometry: Geometry = "resize"
+
+
+@dataclass(frozen=True)
+class TokenSpec:
+    """How many LLM positions a picture takes, after encoder and connector."""
+
+    tokens_per_tile: int
+
+    def token_count(self, height: int, width: int) -> int:  # noqa: ARG002
+        """Positions for a picture of this size in pixels. One tile for every geometry so far."""
+        return self.tokens_per_tile
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A rendered piece of a conversation: text, or the image `image`.
+
+    `mark` is the template's own sign (`<|im_end|>`, a closing newline): exactly one token, never
+    merged with its neighbours. Text that is not a mark never becomes a special token, whatever it
+    says. Neighbouring text of equal `train` is tokenised together.
+    """
+
+    text: str = ""
+    image: int | None = None
+    train: bool = False
+    mark: bool = False
+
+
+@dataclass(frozen=True)
+class TemplateSpec:
+    """What generation must know of a template: where to stop, and which special ids open a text."""
+
+    name: str
+    stop: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample, ready to pack. input_ids[T] long; labels[T] long, unshifted, IGNORE_INDEX off the
+    supervised text; images[M] in order; spans = (image, start, length) over T."""
+
+    id: str
+    input_ids: Tensor
+    labels: Tensor
+    images: tuple[ImageRef, ...]
+    spans: tuple[tuple[int, int, int], ...]
+    cut_tokens: int = 0
+
+    def __len__(self) -> int:
+        return int(self.input_ids.numel())
+
+    @property
+    def num_target_tokens(self) -> int:
+        # position 0 predicts nothing: the shift in the loss drops its label
+        return int((self.labels[1:] != IGNORE_INDEX).sum())
+
+
+@dataclass
+class Batch:
+    """One micro-batch of packed rows.
+
+    input_ids, labels, position_ids, segment_ids: long [B, T]. Positions restart at every sample;
+    segment_ids count samples of a row from 1, padding is 0 and never attended to.
+    tiles float [P, 3, S, S], or features [P, K, D] from the cache in their place: exactly one of
+    them is set when there are pictures, neither when there are none.
+    tile_image long [P]: the image of each tile. image_sizes long [M, 2]: height, width in pixels.
+    spans long [R, 4]: image, row, start, length.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    segment_ids: Tensor
+    spans: Tensor
+    tile_image: Tensor
+    image_sizes: Tensor
+    tiles: Tensor | None = None
+    features: Tensor | None = None
+    sample_ids: tuple[str, ...] = ()
+
+    @property
+    def num_target_tokens(self) -> int:
+        """Supervised positions after the shift: a label at the first position of a sample is lost."""
+        shifted = self.labels[:, 1:] != IGNORE_INDEX
+        inside = self.position_ids[:, 1:] > 0
+        return int((shifted & inside).sum())
+
+    @property
+    def num_tokens(self) -> int:
+        return int((self.segment_ids > 0).sum())
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """A copy with every tensor on `device`."""
+        moved: dict[str, Any] = {
+            key: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+            for key, value in vars(self).items()
+        }
+        return Batch(**moved)

@@ -1,0 +1,90 @@
+"""Single drawings on a plain background with the word that names them: caption pairs."""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+from pydantic import Field
+
+from prismcap.configs.errors import ConfigError
+from prismcap.configs.schema.base import Section
+from prismcap.data.scenes.compose import COLORS, SceneImage
+from prismcap.data.scenes.graph import Background, SceneGraph
+from prismcap.data.scenes.make import clear_colors, place_object
+from prismcap.data.scenes.objects import ObjectSet, ObjectsName, Stamp, load_objects, objects_root
+from prismcap.data.scenes.splits import held_out_drawings, limit_words, single_held_out
+from prismcap.data.scenes.text import SHORT_PROMPT
+from prismcap.data.scenes.words import with_article
+from prismcap.data.schema import ImagePart, Message, Sample, TextPart
+from prismcap.data.sources._contract import SourceContext
+
+
+class Options(Section):
+    """Which drawings: those of training, or those held out of it (splits of the source `scenes`)."""
+
+    objects: ObjectsName = "tuxpaint"
+    split: Literal["train", "unseen_stamps"] = "train"
+    object_limit: int | None = Field(default=None, ge=16, description="number of words; none: all of the set")
+    image_px: int = Field(default=192, ge=64, le=1024)
+    seed: int | None = Field(default=None, description="none: the run's")
+
+
+class Stamps:
+    """One sample for each drawing: `A tiger.`"""
+
+    def __init__(self, objects: ObjectSet, options: Options, seed: int) -> None:
+        held = held_out_drawings(objects)
+        wanted = options.split == "unseen_stamps"
+        self.stamps = tuple(stamp for stamp in objects.stamps if (stamp.id in held) == wanted)
+        if not self.stamps:
+            raise ConfigError(f"objects: {objects.name!r} has no drawings for the split {options.split!r}")
+        self.image_px = options.image_px
+        self.seed = seed
+        self.source = f"stamps/{objects.name}/{options.split}"
+        self.unseen = wanted
+        self._root = str(objects_root())
+
+    def __len__(self) -> int:
+        return len(self.stamps)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.source}: item {index} of {len(self)}")
+        stamp = self.stamps[index]
+        caption = with_article(stamp.word)
+        return Sample(
+            id=f"{self.source}/{self.seed}/{stamp.id}",
+            images=(SceneImage(self.graph(index), self._root, (stamp.pixels,)),),
+            messages=(
+                Message("user", (ImagePart(0), TextPart(SHORT_PROMPT))),
+                Message("assistant", (TextPart(f"{caption[0].upper()}{caption[1:]}."),), train=True),
+            ),
+            source=self.source,
+        )
+
+    def graph(self, index: int) -> SceneGraph:
+        """The drawing in the middle, large, on a plain colour that shows it."""
+        stamp = self.stamps[index]
+        rng = random.Random(f"{self.seed}/{self.source}/{stamp.id}")
+        background = Background(rng.choice(self._colors(stamp)), "plain")
+        found = place_object(rng, stamp, "middle", "large", 1, self.image_px, unseen=self.unseen)
+        return SceneGraph(self.image_px, background, (found,))
+
+    def _colors(self, stamp: Stamp) -> list[str]:
+        """Colours that show the drawing. A single scene that `scenes` holds out is not shown here either."""
+        for colors in (clear_colors([stamp]), list(COLORS)):
+            free = [
+                c
+                for c in colors
+                if not single_held_out(stamp.word, Background(c, "plain"), "middle", "large")
+            ]
+            if free:
+                return free
+        raise ConfigError(f"{stamp.id}: every plain background is held out")
+
+
+def build(options: Options, context: SourceContext) -> Stamps:
+    """Raises ConfigError when the object set has not been fetched."""
+    objects = limit_words(load_objects(options.objects), options.object_limit)
+    return Stamps(objects, options, context.seed if options.seed is None else options.seed)

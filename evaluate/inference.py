@@ -1,0 +1,150 @@
+"""A captioner at work on many pictures: each is drawn and encoded once, texts are generated in batches.
+
+Shape legend: P pictures, K patches, D encoder width, S tile side in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from prismcap.data.image import to_tiles
+from prismcap.data.schema import Encoded, ImageRef, ImageSpec
+from prismcap.model.captioner import Captioner
+from prismcap.model.generate import generate
+
+Progress = Callable[[int], None]  # called with the number of items just done
+
+
+def no_progress(num: int) -> None:
+    """For callers that show nothing."""
+
+
+@contextmanager
+def inference(captioner: Captioner, precision: Literal["fp32", "bf16"]) -> Iterator[None]:
+    """Eval mode without gradients, and autocast to bf16 where the run trained so.
+
+    Autocast keeps its copy of a weight only when the weight requires a gradient; otherwise it casts all
+    of them anew in every forward, which for one token of a small batch is most of the work. So the flags
+    are set inside (no graph is recorded all the same) and put back after.
+    """
+    flags = [(parameter, parameter.requires_grad) for parameter in captioner.parameters()]
+    training = captioner.training
+    captioner.eval()
+    enabled = precision == "bf16"
+    try:
+        if enabled:
+            captioner.requires_grad_(True)
+        with torch.no_grad(), torch.autocast(captioner.device.type, torch.bfloat16, enabled=enabled):
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        captioner.train(training)
+
+
+@dataclass
+class FeatureStore:
+    """Encoder features of pictures, in memory: features_1KD by picture.
+
+    on_draw is called once with each picture as it was drawn, for keeping a thumbnail. Use inside
+    `inference`. Memory: K x D numbers per picture, in bf16 under autocast.
+    """
+
+    captioner: Captioner
+    spec: ImageSpec
+    batch_size: int = 32
+    on_draw: Callable[[ImageRef, Image.Image], None] | None = None
+    _features: dict[ImageRef, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, image: ImageRef) -> Tensor:
+        return self._features[image]
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def add(self, images: Sequence[ImageRef], progress: Progress = no_progress) -> None:
+        """Draw and encode the pictures that are not here yet. Raises SampleRejected for a bad one."""
+        new = [image for image in dict.fromkeys(images) if image not in self._features]
+        device = self.captioner.device
+        # the next pictures are drawn while this batch is encoded
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            waiting = None
+            for start in range(0, len(new), self.batch_size):
+                batch = new[start : start + self.batch_size]
+                tiles = (waiting or pool.submit(self._draw, batch)).result()
+                following = new[start + self.batch_size : start + 2 * self.batch_size]
+                waiting = pool.submit(self._draw, following) if following else None
+                features_PKD = self.captioner.encode_images(tiles.to(device))
+                # clones: a view would keep the whole batch alive
+                self._features.update(
+                    (image, row.clone()[None]) for image, row in zip(batch, features_PKD, strict=True)
+                )
+                progress(len(batch))
+
+    def _draw(self, images: Sequence[ImageRef]) -> Tensor:
+        """tiles_P3SS."""
+        tiles = []
+        for image in images:
+            picture = image.load()
+            if self.on_draw is not None:
+                self.on_draw(image, picture)
+            tiles.append(to_tiles(picture, self.spec))
+        return torch.cat(tiles)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt with one picture of the store, and how long the answer is likely to be (any unit)."""
+
+    prompt: Encoded
+    likely_length: int = 0
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], tuple[ImageRef, ...]]:
+        return tuple(self.prompt.input_ids.tolist()), self.prompt.images
+
+
+def generate_texts(
+    captioner: Captioner,
+    requests: Sequence[Request],
+    store: FeatureStore,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    stop: Sequence[str],
+    progress: Progress = no_progress,
+) -> list[str]:
+    """The greedy text of each request, in their order. Use inside `inference`.
+
+    Equal requests (the same tokens and pictures) are generated once: greedy decoding gives each the
+    same text, and all items of the blank control with one prompt are equal. Requests of one length run
+    together, so that a batch ends when its texts do. Pictures must be in the store.
+    """
+    distinct: dict[object, Request] = {}
+    copies: dict[object, int] = {}
+    for request in requests:
+        distinct.setdefault(request.key, request)
+        copies[request.key] = copies.get(request.key, 0) + 1
+    order = sorted(distinct.values(), key=lambda item: (item.likely_length, len(item.prompt)))
+    texts: dict[object, str] = {}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        images = [image for request in batch for image in request.prompt.images]
+        generated = generate(
+            captioner,
+            [request.prompt for request in batch],
+            features_PKD=torch.cat([store[image] for image in images]) if images else None,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+        )
+        texts.update((request.key, answer.text) for request, answer in zip(batch, generated, strict=True))
+        progress(sum(copies[request.key] for request in batch))
+    return [texts[request.key] for request in requests]

@@ -1,0 +1,328 @@
+"""Measure a trained run on its held-out splits: captions, questions, and their controls."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from prismcap.configs.errors import ConfigError, nearest
+from prismcap.configs.load import load_config
+from prismcap.configs.schema.run import EvaluationConfig, RunConfig
+from prismcap.configs.schema.stage import StageConfig
+from prismcap.data.encode import Encoder, build_encoder
+from prismcap.data.schema import DataError, ImageRef
+from prismcap.data.sources._contract import SourceContext
+from prismcap.evaluate.caption_loss import sample_losses
+from prismcap.evaluate.inference import FeatureStore, Request, generate_texts, inference
+from prismcap.evaluate.intervals import MIN_ITEMS, paired_bootstrap
+from prismcap.evaluate.results import ABOUT, save_thumbnail, weights_id, write_results
+from prismcap.evaluate.scenes.controls import BlankImage, shuffled_partners
+from prismcap.evaluate.scenes.figures import CONTROLS, Control, Result, figure_values, figures_of
+from prismcap.evaluate.scenes.items import Item, split_items
+from prismcap.evaluate.scenes.scoring import RIGHT, score
+from prismcap.evaluate.versions import versions
+from prismcap.model.captioner import Captioner
+from prismcap.model.restore import load_trained
+
+log = logging.getLogger(__name__)
+
+BLANK = BlankImage()
+CAPTION_LOSS = "caption_loss"
+
+
+@dataclass
+class Clock:
+    """Seconds spent by part, for metrics.json and for whoever wants it faster."""
+
+    started_s: float = field(default_factory=time.perf_counter)
+    parts_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        begun_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.parts_s[name] = self.parts_s.get(name, 0.0) + time.perf_counter() - begun_s
+
+    @property
+    def total_s(self) -> float:
+        return time.perf_counter() - self.started_s
+
+
+def evaluate_run(
+    run_dir: Path,
+    splits: Sequence[str] = (),
+    limit: int | None = None,
+    device: str = "cpu",
+    show_progress: bool = False,
+) -> dict[str, Any]:
+    """Measure, write metrics.json, captions.jsonl and pictures/ into the run folder; returns the metrics.
+
+    splits: names to measure, none means all. limit: at most so many items of each kind, for a look.
+    Raises ConfigError for a folder that is no finished run, a run without `evaluation`, or an unknown
+    split; DataError when a split cannot be measured.
+    """
+    clock = Clock()
+    config, evaluation, chosen = _plan(run_dir, splits)
+    items = {
+        name: split_items(name, evaluation.splits[name], _context(config), limit)
+        for name in evaluation.splits
+        if name in chosen
+    }
+    figures: dict[str, Any] = {}
+    notes: dict[str, str] = {}
+    for stage, split in evaluation.caption_loss.items():
+        if split in chosen:
+            with clock.part("caption_loss"):
+                bar = _Bar(show_progress, f"caption loss after {stage}")
+                figures[stage] = {
+                    CAPTION_LOSS: stage_caption_loss(run_dir, config, stage, items[split], device, bar)
+                }
+                bar.close()
+    with clock.part("load"):
+        captioner, _ = load_trained(run_dir, device=device)
+    captions: list[dict[str, Any]] = []
+    for name, members in items.items():
+        results, names = measure_split(captioner, config, members, run_dir, clock, show_progress)
+        figures[name] = {}
+        for figure in figures_of(members):
+            figures[name][figure.name] = figure_values(figure, results)
+            notes[f"{name}.{figure.name}"] = figure.note
+        captions += [_record(result, names) for result in results]
+    last = list(config.stages)[-1]
+    about = {
+        "run": config.name,
+        "quick": evaluation.quick or limit is not None,
+        "weights": weights_id(run_dir, last),
+        "measured_at": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "precision": config.stages[last].precision,
+        "min_items": MIN_ITEMS,
+        "total_s": round(clock.total_s, 1),
+        "parts_s": {part: round(seconds, 1) for part, seconds in clock.parts_s.items()},
+        "versions": versions(),
+        "notes": notes,
+    }
+    return write_results(run_dir, about, figures, captions)
+
+
+def _plan(run_dir: Path, splits: Sequence[str]) -> tuple[RunConfig, EvaluationConfig, set[str]]:
+    """The run's config, its evaluation and the splits to measure, all names checked."""
+    path = Path(run_dir) / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{run_dir} is not the folder of a run: it has no config.yaml")
+    config = load_config(path)
+    evaluation = config.evaluation
+    if evaluation is None:
+        raise ConfigError(f"{path}: the run has no section 'evaluation', so there is no split to measure")
+    for name in splits:
+        if name not in evaluation.splits:
+            raise ConfigError(f"{path}: evaluation has no split {name!r}.{nearest(name, evaluation.splits)}")
+    for name in (ABOUT, *config.stages):
+        if name in evaluation.splits:
+            raise ConfigError(
+                f"{path}: evaluation.splits.{name}: metrics.json keeps this name for "
+                f"{'itself' if name == ABOUT else 'the stage'}; choose another"
+            )
+    for stage, split in evaluation.caption_loss.items():
+        at = f"{path}: evaluation.caption_loss.{stage}"
+        if stage not in config.stages:
+            raise ConfigError(f"{at}: no such stage.{nearest(stage, config.stages)}")
+        if split not in evaluation.splits:
+            raise ConfigError(f"{at}: no split {split!r}.{nearest(split, evaluation.splits)}")
+    return config, evaluation, set(splits) or set(evaluation.splits)
+
+
+def _context(config: RunConfig) -> SourceContext:
+    last = list(config.stages.values())[-1]
+    return SourceContext(seed=config.seed, max_image_pixels=last.data.max_image_pixels)
+
+
+def _encoder(captioner: Captioner, stage: StageConfig, where: str) -> Encoder:
+    if captioner.tokenizer is None:
+        raise ConfigError(f"{where}: the LLM has no tokenizer, so there is no text to measure")
+    return build_encoder(
+        stage.template, captioner.tokenizer, captioner.token_spec, stage.data.max_tokens, f"{where}.template"
+    )
+
+
+def _store(captioner: Captioner, stage: StageConfig, batch_size: int, **options: Any) -> FeatureStore:
+    spec = replace(captioner.image_spec, geometry=stage.data.geometry)
+    return FeatureStore(captioner, spec, batch_size, **options)
+
+
+def stage_caption_loss(
+    run_dir: Path, config: RunConfig, stage: str, items: Sequence[Item], device: str, bar: _Bar
+) -> dict[str, Any]:
+    """Loss of the short captions right after `stage`, on true and on other items' pictures.
+
+    {true: {mean}, shuffled: {mean}, difference: {mean, low, high, n}}, nats per token; a difference
+    above zero means that the picture helps. It shows what a stage learned whose captions are still wrong.
+    """
+    captions = [item for item in items if item.kind == "short"]
+    if not captions:
+        raise DataError(f"evaluation.caption_loss.{stage}: split {items[0].split!r} has no short captions")
+    captioner, _ = load_trained(run_dir, device=device, last_stage=stage)
+    stage_config = config.stages[stage]
+    assert config.evaluation is not None
+    batch_size = config.evaluation.batch_size
+    partners = _partners(captions, config.seed)
+    with inference(captioner, stage_config.precision):
+        encoder = _encoder(captioner, stage_config, f"stages.{stage}")
+        store = _store(captioner, stage_config, batch_size)
+        bar.total(3 * len(captions))
+        store.add([item.image for item in captions], bar.update)
+        encoded = [encoder.encode(item.sample) for item in captions]
+        others = [
+            replace(entry, images=(captions[partner].image,))
+            for entry, partner in zip(encoded, partners, strict=True)
+        ]
+        true, shuffled = (
+            sample_losses(
+                captioner,
+                entries,
+                store,
+                pad_id=encoder.pad_id,
+                batch_size=batch_size,
+                progress=bar.update,
+            )
+            for entries in (encoded, others)
+        )
+    del captioner, store
+    gc.collect()  # the next model is loaded before this one would be freed
+    return {
+        "true": {"mean": round(sum(true) / len(true), 6)},
+        "shuffled": {"mean": round(sum(shuffled) / len(shuffled), 6)},
+        "difference": paired_bootstrap(true, shuffled, seed=config.seed).as_dict(),
+    }
+
+
+def _partners(items: Sequence[Item], seed: int) -> list[int]:
+    """For each item the index of the item whose picture stands in, of the same group."""
+    partners = [0] * len(items)
+    groups: dict[tuple[str, int], list[int]] = {}
+    for index, item in enumerate(items):
+        groups.setdefault(item.group, []).append(index)
+    for group, members in groups.items():
+        what = f"split {items[0].split!r}, {group[0]}"
+        found = shuffled_partners([items[index].key for index in members], seed, what)
+        for index, partner in zip(members, found, strict=True):
+            partners[index] = members[partner]
+    return partners
+
+
+def measure_split(
+    captioner: Captioner,
+    config: RunConfig,
+    items: Sequence[Item],
+    run_dir: Path,
+    clock: Clock,
+    show_progress: bool = False,
+) -> tuple[list[Result], Mapping[ImageRef, str]]:
+    """Every item with its own, a blank and another picture; and the thumbnails' names by picture."""
+    evaluation, stage_name = config.evaluation, list(config.stages)[-1]
+    assert evaluation is not None
+    stage = config.stages[stage_name]
+    encoder = _encoder(captioner, stage, f"stages.{stage_name}")
+    shown = _shown(items, config.seed)
+    names: dict[ImageRef, str] = {}
+
+    def keep(image: ImageRef, picture: Image.Image) -> None:
+        names[image] = save_thumbnail(run_dir, image.fingerprint(), picture)
+
+    results = []
+    with inference(captioner, stage.precision):
+        store = _store(captioner, stage, evaluation.batch_size, on_draw=keep)
+        with clock.part("pictures"), _Bar(show_progress, f"{items[0].split}: pictures") as bar:
+            bar.total(len({item.image for item in items}) + 1)
+            store.add([*(item.image for item in items), BLANK], bar.update)
+        for control in CONTROLS:
+            requests = [
+                _request(encoder, item, other, control)
+                for item, other in zip(items, shown[control], strict=True)
+            ]
+            with (
+                clock.part(f"generate_{control}"),
+                _Bar(show_progress, f"{items[0].split}: {control}") as bar,
+            ):
+                bar.total(len(requests))
+                texts = generate_texts(
+                    captioner,
+                    requests,
+                    store,
+                    batch_size=evaluation.batch_size,
+                    max_new_tokens=evaluation.max_new_tokens,
+                    stop=encoder.template.spec.stop,
+                    progress=bar.update,
+                )
+            for item, other, text in zip(items, shown[control], texts, strict=True):
+                flags = dict(score(item.kind, text, item.truth, item.graph))
+                results.append(Result(item, control, text, flags, other))
+    return results, names
+
+
+def _shown(items: Sequence[Item], seed: int) -> dict[Control, list[Item | None]]:
+    """Whose picture each item is shown with, by control; None stands for the blank picture."""
+    return {
+        "none": list(items),
+        "blank": [None] * len(items),
+        "shuffled": [items[partner] for partner in _partners(items, seed)],
+    }
+
+
+def _request(encoder: Encoder, item: Item, shown: Item | None, control: Control) -> Request:
+    image = BLANK if shown is None else shown.image
+    prompt = encoder.encode_prompt(item.question, (image,), id=f"{item.id}/{control}")
+    # a caption grows with the objects in sight; every answer to a question is short
+    length = 0 if item.kind not in ("short", "long") else (item if shown is None else shown).num_objects
+    return Request(prompt, likely_length=length + (100 if item.kind == "long" else 0))
+
+
+def _record(result: Result, names: Mapping[ImageRef, str]) -> dict[str, Any]:
+    """A line of captions.jsonl."""
+    item = result.item
+    return {
+        "split": item.split,
+        "control": result.control,
+        "kind": item.kind,
+        "id": item.id,
+        "num_objects": item.num_objects,
+        "prompt": item.prompt,
+        "truth": item.truth,
+        "generated": result.text.strip(),
+        "right": result.flags[RIGHT],
+        "flags": result.flags,
+        "picture": names[BLANK] if result.shown is None else names[result.shown.image],
+    }
+
+
+class _Bar:
+    """A progress bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, show: bool, label: str) -> None:
+        self._bar = tqdm(desc=label, disable=None if show else True, unit="item", leave=False)
+
+    def total(self, num: int) -> None:
+        self._bar.reset(total=num)
+
+    def update(self, num: int) -> None:
+        self._bar.update(num)
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

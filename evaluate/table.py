@@ -1,0 +1,50 @@
+"""The figures of a run as a text table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prismcap.evaluate.intervals import MIN_ITEMS
+from prismcap.evaluate.results import ABOUT
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> str:
+    """One line per figure: rate, 95% interval, n, and the rates of both controls; in percent."""
+    rows: list[tuple[str, ...]] = [("figure", "rate %", "95% interval", "n", "blank %", "shuffled %", "")]
+    losses = []
+    for split, figures in metrics.items():
+        for name, value in figures.items() if split != ABOUT else ():
+            if "rate" in value:
+                rows.append(_rate_row(f"{split}.{name}", value))
+            elif "difference" in value:
+                losses.append(_loss_line(f"{split}.{name}", value))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True)]
+        lines.append("  ".join([*cells, row[-1]]).rstrip())
+    return "\n".join([*lines, *losses])
+
+
+def _rate_row(name: str, value: Mapping[str, Any]) -> tuple[str, ...]:
+    controls = value.get("controls", {})
+    return (
+        name,
+        f"{100 * value['rate']:.1f}",
+        f"{100 * value['low']:.1f} .. {100 * value['high']:.1f}",
+        str(value["n"]),
+        *(f"{100 * controls[key]['rate']:.1f}" if key in controls else "-" for key in ("blank", "shuffled")),
+        f"n < {MIN_ITEMS}" if value["n"] < MIN_ITEMS else "",
+    )
+
+
+def _loss_line(name: str, value: Mapping[str, Any]) -> str:
+    difference = value["difference"]
+    return (
+        f"{name}: {value['true']['mean']:.4f} on true pictures, "
+        f"{value['shuffled']['mean']:.4f} on other pictures; "
+        f"difference {difference['mean']:+.4f} ({difference['low']:+.4f} .. {difference['high']:+.4f}), "
+        f"n = {difference['n']}"
+    )

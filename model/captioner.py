@@ -1,0 +1,200 @@
+"""The captioner: vision encoder, connector and LLM in one module.
+
+Shape legend: P tiles, S tile side in pixels, K patches, D encoder width, N tokens of a tile,
+B rows, T positions, H LLM width, M images, R spans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from prismcap.data.schema import IGNORE_INDEX, Batch, DataError, ImageSpec, TokenSpec
+from prismcap.model.attention import attention_inputs, check_window, is_flattened
+from prismcap.model.contracts import Connector, VisionEncoder
+from prismcap.model.huggingface import set_checkpointing
+from prismcap.model.loss import supervised_positions, token_loss_sum
+
+
+@dataclass
+class Output:
+    """loss_sum: cross entropy summed over the supervised tokens, fp32 scalar. The caller divides by
+    the count over all micro-batches and ranks."""
+
+    loss_sum: Tensor
+    num_target_tokens: int
+
+
+class Captioner(nn.Module):
+    """Put together by model/build.py. `tokenizer` is None only for a random LLM without text."""
+
+    def __init__(self, vision_encoder: VisionEncoder, connector: Connector, llm: Any, tokenizer: Any) -> None:
+        super().__init__()
+        self.vision_encoder = vision_encoder
+        self.connector = connector
+        self.llm = llm
+        self.tokenizer = tokenizer
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        return self.vision_encoder.image_spec
+
+    @property
+    def token_spec(self) -> TokenSpec:
+        return TokenSpec(tokens_per_tile=self.connector.num_tokens)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = next(self.llm.parameters()).device
+        return device
+
+    @property
+    def trains_encoder(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.vision_encoder.parameters())
+
+    def train(self, mode: bool = True) -> Captioner:
+        """As of nn.Module, but a frozen encoder stays in eval mode, and BatchNorm always does: its
+        statistics would come to depend on how samples were packed and spread over ranks."""
+        super().train(mode)
+        if not self.trains_encoder:
+            self.vision_encoder.eval()
+        for module in self.vision_encoder.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute the layers of the LLM, and of an encoder that trains, in the backward pass."""
+        set_checkpointing(self.llm, True)
+        self.vision_encoder.set_gradient_checkpointing(self.trains_encoder)
+
+    def disable_gradient_checkpointing(self) -> None:
+        """The reverse; finish_stage calls it, so that a stage does not inherit it."""
+        set_checkpointing(self.llm, False)
+        self.vision_encoder.set_gradient_checkpointing(False)
+
+    def encode_images(self, tiles_P3SS: Tensor) -> Tensor:
+        """features_PKD. A frozen encoder runs without a graph."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_encoder):
+            features_PKD: Tensor = self.vision_encoder(tiles_P3SS)
+        return features_PKD
+
+    def embed(self, batch: Batch) -> Tensor:
+        """[B, T, H]: token embeddings, with every span overwritten by its picture's tokens.
+
+        Raises DataError when spans, tiles and tokens disagree.
+        """
+        embeddings_BTH: Tensor = self.llm.get_input_embeddings()(batch.input_ids)
+        if batch.tiles is not None and batch.features is not None:
+            raise DataError("the batch has both tiles and features; exactly one is expected")
+        features_PKD = batch.features
+        if batch.tiles is not None:
+            features_PKD = self.encode_images(batch.tiles)
+        if features_PKD is None or features_PKD.shape[0] == 0:
+            if batch.spans.numel():
+                raise DataError(f"{len(batch.spans)} image spans, but neither tiles nor features{_of(batch)}")
+            # every rank runs the same modules in every step, or collectives over gradients hang; adding
+            # it here and not to the loss keeps the backward pass the same as well
+            return embeddings_BTH + 0.0 * self._dummy_tokens().sum().to(embeddings_BTH.dtype)
+        tokens_PNH: Tensor = self.connector(features_PKD)
+        target, source = span_indices(batch, len(tokens_PNH), self.connector.num_tokens)
+        tokens = tokens_PNH.flatten(0, 1)[source].to(embeddings_BTH.dtype)
+        return embeddings_BTH.flatten(0, 1).index_copy(0, target, tokens).view_as(embeddings_BTH)
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """[B, T, H]: the LLM's last hidden states, each sample seeing itself alone."""
+        embeddings_BTH = self.embed(batch)
+        implementation = self.llm.config._attn_implementation
+        check_window(self.llm.config, batch.input_ids.shape[1])
+        inputs = attention_inputs(
+            implementation, batch.position_ids, batch.segment_ids, dtype=embeddings_BTH.dtype
+        )
+        rows = embeddings_BTH
+        if is_flattened(implementation):
+            rows = embeddings_BTH.flatten(0, 1)[None]
+        output = self.llm.base_model(inputs_embeds=rows, use_cache=False, **inputs)
+        hidden_BTH: Tensor = output.last_hidden_state.reshape(embeddings_BTH.shape)
+        return hidden_BTH
+
+    def forward(self, batch: Batch) -> Output:
+        """The summed loss of a packed batch (zero, with gradients, when nothing is supervised)."""
+        hidden_BTH = self.hidden_states(batch)
+        position_N, target_N = supervised_positions(batch.labels, batch.position_ids)
+        hidden_NH = hidden_BTH.flatten(0, 1)[position_N]
+        loss_sum = token_loss_sum(hidden_NH, target_N, self.llm.get_output_embeddings())
+        return Output(loss_sum=loss_sum, num_target_tokens=int(target_N.numel()))
+
+    def logits(self, batch: Batch) -> Tensor:
+        """[B, T, V] at every position, for tests and analysis; training never makes them all."""
+        logits_BTV: Tensor = self.llm.get_output_embeddings()(self.hidden_states(batch))
+        return logits_BTV
+
+    def _dummy_tokens(self) -> Tensor:
+        """tokens_PNH of one blank tile; through the encoder too when it trains."""
+        parameter = next(self.connector.parameters())
+        encoder = self.vision_encoder
+        if self.trains_encoder:
+            size = encoder.image_spec.size_px
+            features = self.encode_images(torch.zeros(1, 3, size, size, device=self.device))
+        else:
+            shape = (1, encoder.num_patches, encoder.hidden_size)
+            features = torch.zeros(shape, device=self.device, dtype=parameter.dtype)
+        tokens_PNH: Tensor = self.connector(features)
+        return tokens_PNH
+
+
+def span_indices(batch: Batch, num_tiles: int, tokens_per_tile: int) -> tuple[Tensor, Tensor]:
+    """Where image tokens go in the flattened rows, and where they come from in the flattened tiles.
+
+    Both long [sum of span lengths]. An image may have several tiles (contiguous) and several spans.
+    Raises DataError when lengths, rows, images or labels disagree.
+    """
+    rows, row_tokens = batch.input_ids.shape
+    if len(batch.tile_image) != num_tiles:
+        raise DataError(f"{num_tiles} tiles, but tile_image names {len(batch.tile_image)}{_of(batch)}")
+    if batch.spans.numel() == 0:
+        raise DataError(f"{num_tiles} tiles, but no span that shows them{_of(batch)}")
+    num_images = int(batch.tile_image.max()) + 1
+    if bool((batch.tile_image.diff() < 0).any()):
+        raise DataError(f"the tiles of an image must lie together, in the order of the images{_of(batch)}")
+    image_R, row_R, start_R, length_R = batch.spans.unbind(1)
+    tiles_M = torch.bincount(batch.tile_image, minlength=num_images)
+    outside = (image_R < 0) | (image_R >= num_images) | (row_R < 0) | (row_R >= rows)
+    outside |= (start_R < 0) | (start_R + length_R > row_tokens)
+    if bool(outside.any()):
+        raise DataError(
+            f"span {_first(batch.spans, outside)} (image, row, start, length) lies outside "
+            f"{num_images} images and rows of {rows} x {row_tokens}{_of(batch)}"
+        )
+    expected_R = tiles_M[image_R] * tokens_per_tile
+    if bool((length_R != expected_R).any()):
+        wrong = length_R != expected_R
+        raise DataError(
+            f"span {_first(batch.spans, wrong)} (image, row, start, length): its image has "
+            f"{int(expected_R[wrong][0])} tokens{_of(batch)}"
+        )
+    if len(image_R.unique()) != num_images:
+        raise DataError(f"{num_images} images, but spans show only {len(image_R.unique())}{_of(batch)}")
+    first_tile_M = tiles_M.cumsum(0) - tiles_M
+    within = torch.arange(int(length_R.sum()), device=length_R.device)
+    within -= (length_R.cumsum(0) - length_R).repeat_interleave(length_R)
+    target = (row_R * row_tokens + start_R).repeat_interleave(length_R) + within
+    source = (first_tile_M[image_R] * tokens_per_tile).repeat_interleave(length_R) + within
+    if len(target.unique()) != len(target):
+        raise DataError(f"image spans overlap: {batch.spans.tolist()}{_of(batch)}")
+    if bool((batch.labels.flatten()[target] != IGNORE_INDEX).any()):
+        raise DataError(f"a label falls on an image token{_of(batch)}")
+    return target, source
+
+
+def _first(spans_R4: Tensor, which_R: Tensor) -> list[int]:
+    found: list[int] = spans_R4[which_R][0].tolist()
+    return found
+
+
+def _of(batch: Batch) -> str:
+    return f" (samples {', '.join(batch.sample_ids)})" if batch.sample_ids else ""

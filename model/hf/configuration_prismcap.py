@@ -1,0 +1,45 @@
+"""The config of an exported prismcap captioner.
+
+This file is copied into exports, which load without prismcap: it imports transformers and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+
+class PrismcapConfig(PretrainedConfig):
+    """Vision encoder, connector and causal LM of a captioner.
+
+    vision: `{"kind": "timm", "model": name, "keywords": {...}}`, or `{"kind": "tower", "config": {...},
+        "layer": index into hidden_states, "num_class_tokens": 0 or 1}` for CLIP and SigLIP.
+    connector: `{"k": side of the square of patches joined into a token, "grid": [rows, columns] of
+        patches, "widths": [input, ..., output] of the linear layers, "layer_norm": true or false}`.
+    text_config: of any causal LM of transformers.
+    image_token_id: the id that stands for one visual token in `input_ids`.
+    """
+
+    model_type = "prismcap"
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012  (transformers' own shape)
+
+    def __init__(
+        self,
+        vision: dict[str, Any] | None = None,
+        connector: dict[str, Any] | None = None,
+        text_config: dict[str, Any] | PretrainedConfig | None = None,
+        image_token_id: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(text_config, dict):
+            values = dict(text_config)
+            text_config = AutoConfig.for_model(values.pop("model_type"), **values)
+        elif text_config is None:
+            text_config = AutoConfig.for_model("llama")
+        self.vision = vision or {}
+        self.connector = connector or {}
+        self.text_config = text_config
+        self.image_token_id = image_token_id
+        kwargs.setdefault("tie_word_embeddings", getattr(text_config, "tie_word_embeddings", False))
+        super().__init__(**kwargs)

@@ -1,0 +1,124 @@
+"""Export, reload, compare: before the first training step, so that no run fails at its very end.
+
+Shape legend: T positions, V vocabulary, S tile side in pixels.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from prismcap.configs.errors import ConfigError
+from prismcap.data.schema import IGNORE_INDEX, Batch, ImageSpec
+from prismcap.model.captioner import Captioner
+from prismcap.model.hf.export import ExportInfo, Format, export_captioner
+from prismcap.model.hf.load import Exported, load_exported
+
+# of the largest logit; fp32 on both sides, sums in another order
+TOLERANCE = 1e-4
+
+
+class ExportError(ConfigError):
+    """The export does not say what the captioner says."""
+
+
+def dry_run(
+    captioner: Captioner,
+    *,
+    image_spec: ImageSpec,
+    info: ExportInfo,
+    format: Format = "auto",
+    folder: Path | None = None,
+) -> float:
+    """Export to a temporary folder (in `folder`, by default the system's), reload, compare logits.
+
+    Returns the largest difference as a share of the largest logit. The captioner, its modes and
+    gradients and the random state are left as they were. Needs room for the weights in fp32 on disk,
+    and for a second copy in memory. Raises ExportError when logits differ, and what export_captioner raises.
+    """
+    with _undisturbed(captioner), tempfile.TemporaryDirectory(prefix="prismcap-", dir=folder) as name:
+        try:
+            path = export_captioner(
+                captioner, Path(name) / "model", image_spec=image_spec, info=info, format=format
+            )
+        except OSError as error:
+            raise ExportError(f"the dry export to {name} cannot be written: {error}") from error
+        exported = load_exported(path, device=captioner.device, dtype="float32")
+        return compare(captioner, exported, info)
+
+
+@torch.no_grad()
+def compare(captioner: Captioner, exported: Exported, info: ExportInfo) -> float:
+    """The largest difference of logits on one picture and the default prompt, over the largest logit.
+
+    Raises ExportError when it is over TOLERANCE, or the processor makes another number of image tokens.
+    """
+    content = [{"type": "image", "image": _picture()}, {"type": "text", "text": info.prompt}]
+    inputs = exported.processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    ).to(captioner.device)
+    is_image_T = inputs["input_ids"][0] == _image_token_id(exported.model.config)
+    made, needed = int(is_image_T.sum()), captioner.connector.num_tokens
+    if made != needed:
+        raise ExportError(f"the exported processor makes {made} image tokens, the connector {needed}")
+    expected_TV = captioner.logits(_batch(inputs["input_ids"], is_image_T, inputs["pixel_values"]))[0].float()
+    found_TV = exported.model(**inputs).logits[0, :, : expected_TV.shape[1]].float()
+    difference = float((found_TV - expected_TV).abs().max() / expected_TV.abs().max().clamp(min=1))
+    if not difference <= TOLERANCE:  # NaN fails too
+        raise ExportError(
+            f"the reloaded export differs from the captioner by {difference:.1e} of the largest logit "
+            f"(allowed {TOLERANCE:.0e})"
+        )
+    return difference
+
+
+def _image_token_id(config: Any) -> int:
+    return int(config.image_token_id)
+
+
+def _picture() -> Image.Image:
+    """Not square and different everywhere, so that a swapped or missing patch is seen."""
+    width, height = 96, 64
+    values = (torch.arange(height * width * 3) * 2654435761 % 251).to(torch.uint8)
+    return Image.fromarray(values.view(height, width, 3).numpy())
+
+
+def _batch(input_ids_1T: Tensor, is_image_T: Tensor, tiles_P3SS: Tensor) -> Batch:
+    length = input_ids_1T.shape[1]
+    start, count = int(is_image_T.nonzero()[0]), int(is_image_T.sum())
+    device = input_ids_1T.device
+    return Batch(
+        input_ids=input_ids_1T.masked_fill(is_image_T, 0),
+        labels=torch.full_like(input_ids_1T, IGNORE_INDEX),
+        position_ids=torch.arange(length, device=device)[None],
+        segment_ids=torch.ones_like(input_ids_1T),
+        spans=torch.tensor([[0, 0, start, count]], device=device),
+        tile_image=torch.zeros(1, dtype=torch.long, device=device),
+        image_sizes=torch.tensor([tiles_P3SS.shape[-2:]], device=device),
+        tiles=tiles_P3SS,
+    )
+
+
+@contextmanager
+def _undisturbed(captioner: Captioner) -> Iterator[None]:
+    """Eval mode inside; modes and random states as before afterwards."""
+    modes = {module: module.training for module in captioner.modules()}
+    devices = [captioner.device] if captioner.device.type == "cuda" else []
+    captioner.eval()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,148 @@
+"""A captioner as a Hugging Face model directory, and the check of it before a run begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from prismcap.configs.errors import ConfigError
+from prismcap.data.schema import ImageSpec
+from prismcap.model.captioner import Captioner
+from prismcap.model.generate import stop_ids
+from prismcap.model.hf import custom, native
+from prismcap.model.hf.card import model_card
+from prismcap.model.hf.files import MARKER, whole_folder, write_json, write_weights
+from prismcap.model.hf.llm import DROPPED_KEYS
+from prismcap.model.hf.processor import TokenRule, with_image_token, write_processor
+from prismcap.model.trainable import lora_modules
+
+Format = Literal["auto", "llava", "custom"]
+Precision = Literal["fp32", "bf16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MAX_NEW_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class ExportInfo:
+    """What an export says besides the weights.
+
+    chat_template: Jinja of the training template. stop: its stop strings. prompt: what to ask by
+    default. details: rows of the model card's table (what was trained, on what).
+    """
+
+    name: str
+    template: str
+    chat_template: str
+    stop: tuple[str, ...]
+    prompt: str
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    format: Literal["llava", "custom"]
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+    rule: TokenRule
+
+
+def export_captioner(
+    captioner: Captioner,
+    destination: Path,
+    *,
+    image_spec: ImageSpec,
+    info: ExportInfo,
+    format: Format = "auto",
+    precision: Precision = "fp32",
+    max_shard_size: str = "5GB",
+) -> Path:
+    """Write `destination`, whole or not at all; an older export there is replaced.
+
+    auto: LlavaForConditionalGeneration where the captioner is exactly that, else the custom model.
+    `image_spec` is that of the last stage, geometry included. Raises ConfigError when the format
+    cannot hold the captioner, LoRA is not merged, or `destination` holds something else; OSError
+    when it cannot be written.
+    """
+    if lora_modules(captioner):
+        raise ConfigError("LoRA is not merged into the weights: export after the stage has finished")
+    tokenizer, image_token_id = with_image_token(captioner.tokenizer)
+    rows = captioner.llm.get_input_embeddings().num_embeddings
+    plan = _plan(captioner, format, image_token_id, max(rows, image_token_id + 1))
+    dtype = DTYPES[precision]
+    state = {
+        name: value.detach().to(dtype) if value.is_floating_point() else value.detach()
+        for name, value in plan.state.items()
+    }
+    with whole_folder(Path(destination)) as folder:
+        write_json(folder / "config.json", _clean(plan.config, str(dtype).removeprefix("torch.")))
+        write_weights(state, folder, max_shard_size)
+        write_processor(folder, tokenizer, image_spec, plan.rule, info.chat_template)
+        write_json(folder / "generation_config.json", _generation_config(captioner.tokenizer, info.stop))
+        if plan.format == "custom":
+            custom.write_code(folder)
+        write_json(folder / MARKER, _marker(info, plan.format, image_spec))
+        (folder / "README.md").write_text(model_card(info, plan.format, image_spec), encoding="utf-8")
+    return Path(destination)
+
+
+def _plan(captioner: Captioner, format: Format, image_token_id: int, vocab_size: int) -> _Plan:
+    obstacle = native.why_not_llava(captioner)
+    if format == "llava" and obstacle is not None:
+        raise ConfigError(f"--format llava: {obstacle}; take --format custom (or auto)")
+    if format == "custom" or obstacle is not None:
+        return _Plan(
+            format="custom",
+            config=custom.custom_config(captioner, image_token_id, vocab_size),
+            state=custom.custom_state(captioner, vocab_size),
+            rule=custom.custom_rule(captioner),
+        )
+    return _Plan(
+        format="llava",
+        config=native.llava_config(captioner, image_token_id, vocab_size),
+        state=native.llava_state(captioner, vocab_size),
+        rule=native.llava_rule(captioner),
+    )
+
+
+def _clean(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """Without labels and paths of this machine, and with the dtype at every level."""
+    cleaned: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in DROPPED_KEYS and key != "transformers_version":
+            continue
+        cleaned[key] = _clean(value, dtype) if key.endswith("_config") and isinstance(value, dict) else value
+    cleaned["dtype"] = dtype
+    return cleaned
+
+
+def _generation_config(tokenizer: Any, stop: tuple[str, ...]) -> dict[str, Any]:
+    """Greedy, and made from nothing: an LLM's own may hold values that fail validation when saved."""
+    ends, texts = stop_ids(tokenizer, stop)
+    for text in texts:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) == 1:
+            ends.add(int(ids[0]))
+    values = {
+        "do_sample": False,
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": sorted(ends) or None,
+        "pad_token_id": tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _marker(info: ExportInfo, format: str, image_spec: ImageSpec) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "format": format,
+        "template": info.template,
+        "stop": list(info.stop),
+        "prompt": info.prompt,
+        "image": {"size_px": image_spec.size_px, "geometry": image_spec.geometry},
+    }

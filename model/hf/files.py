@@ -1,0 +1,102 @@
+"""Writing an export: weights in shards, and the folder as a whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from prismcap.configs.errors import ConfigError
+from prismcap.model.weights import sync_folder
+
+MARKER = "prismcap.json"  # every export holds it: what is safe to replace, and what to caption with
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Indented UTF-8 JSON with a last newline."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_marker(folder: Path) -> dict[str, Any]:
+    """What the export says of itself: format, prompt, template. Raises ConfigError if it is no export."""
+    path = folder / MARKER
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder}: not an export of prismcap (it has no {MARKER})") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a mapping, found {type(value).__name__}")
+    return value
+
+
+def write_weights(state: Mapping[str, Tensor], folder: Path, max_shard_size: str = "5GB") -> None:
+    """model.safetensors, or numbered shards with their index when it is larger than one shard."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
+
+    plan = split_torch_state_dict_into_shards(
+        dict(state), filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+    )
+    for name, keys in plan.filename_to_tensors.items():
+        shard = {key: state[key].detach().cpu().contiguous() for key in keys}
+        save_file(shard, folder / name, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+@contextlib.contextmanager
+def whole_folder(destination: Path) -> Iterator[Path]:
+    """A temporary folder beside `destination` that takes its place when the block ends without error.
+
+    An older export at `destination` is replaced; anything else there is never touched.
+    Raises ConfigError when `destination` holds something that is no export.
+    """
+    check_replaceable(destination)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=destination.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)  # mkdtemp makes it private
+        for path in partial.iterdir():
+            sync_folder(path)
+        _replace(partial, destination)
+        sync_folder(destination.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_replaceable(destination: Path) -> None:
+    """Raises ConfigError when `destination` is there and is neither an export nor an empty folder."""
+    if not destination.exists():
+        return
+    if not destination.is_dir():
+        raise ConfigError(f"{destination}: a file is in the way of the export; name another folder")
+    if any(destination.iterdir()) and not (destination / MARKER).is_file():
+        raise ConfigError(
+            f"{destination}: holds files and is no export (no {MARKER}); left alone, name another folder"
+        )
+
+
+def _replace(partial: Path, destination: Path) -> None:
+    if not destination.exists():
+        partial.rename(destination)
+        return
+    # a rename cannot replace a full folder, so the old one steps aside first
+    old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old-", dir=destination.parent))
+    destination.rename(old / "model")
+    try:
+        partial.rename(destination)
+    except OSError:
+        (old / "model").rename(destination)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,85 @@
+"""Loading an export, or any LLaVA of transformers, without ever running code that lies in its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prismcap.configs.errors import ConfigError
+from prismcap.model.hf.files import MARKER, read_marker
+from prismcap.model.huggingface import load_pretrained, local_or_hub, unreachable
+
+GENERIC_PROMPT = "Describe the picture."
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model in eval mode, its processor (PIL preprocessing, as in training), and its default prompt."""
+
+    model: Any
+    processor: Any
+    prompt: str
+    stop: tuple[str, ...]
+
+
+def load_exported(source: str | Path, device: str | torch.device = "cpu", dtype: str = "auto") -> Exported:
+    """An exported folder, or the hub name of a model that transformers knows natively.
+
+    Raises ConfigError when there is no model of that name or it needs code of its own.
+    """
+    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+
+    _register()
+    name = local_or_hub(str(source))
+    config = _config_of(name)
+    if "auto_map" in config and config.get("model_type") != "prismcap":
+        raise ConfigError(f"{name}: model type {config.get('model_type')!r} runs code of its own; refused")
+    try:
+        model = load_pretrained(AutoModelForImageTextToText, name, dtype=dtype, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        # PIL is what the model was trained with; the torchvision backend is off by up to one grey level
+        processor.image_processor = AutoImageProcessor.from_pretrained(
+            name, backend="pil", trust_remote_code=False
+        )
+    except (ValueError, KeyError, ImportError, OSError) as error:
+        raise ConfigError(f"{name}: cannot be loaded as an image-text-to-text model: {error}") from error
+    if getattr(processor, "chat_template", None) is None:
+        raise ConfigError(f"{name}: the model has no chat template, so there is no telling how to ask it")
+    processor.tokenizer.padding_side = "left"
+    marker = read_marker(Path(name)) if (Path(name) / MARKER).is_file() else {}
+    return Exported(
+        model=model.to(device).eval(),
+        processor=processor,
+        prompt=str(marker.get("prompt", GENERIC_PROMPT)),
+        stop=tuple(str(text) for text in marker.get("stop", ())),
+    )
+
+
+def _register() -> None:
+    """Make transformers load model type `prismcap` with the classes of this package.
+
+    The copies in an export are for those who have no prismcap; nothing of them is imported here.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from prismcap.model.hf.configuration_prismcap import PrismcapConfig
+    from prismcap.model.hf.modeling_prismcap import PrismcapForConditionalGeneration
+
+    AutoConfig.register(PrismcapConfig.model_type, PrismcapConfig, exist_ok=True)
+    AutoModelForImageTextToText.register(PrismcapConfig, PrismcapForConditionalGeneration, exist_ok=True)
+
+
+def _config_of(name: str) -> dict[str, Any]:
+    """config.json as it is: reading it through AutoConfig could run the folder's code."""
+    from transformers import PretrainedConfig
+
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise ConfigError(f"{name}: not a model: it has no config.json")
+    try:
+        config: dict[str, Any] = PretrainedConfig.get_config_dict(name)[0]
+    except OSError as error:
+        raise unreachable(name, error) from error
+    return config

@@ -1,0 +1,63 @@
+"""Loading with transformers' from_pretrained, where nothing may go wrong silently."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prismcap.configs.cache import PREFIX, resolve_path
+from prismcap.configs.errors import ConfigError
+
+
+def local_or_hub(path: str) -> str:
+    """A directory's path, or the name of a model on the hub as it is.
+
+    Raises ConfigError for what can only be a directory, and is none.
+    """
+    folder = resolve_path(path)
+    if folder.is_dir():
+        return str(folder)
+    if path.startswith(PREFIX):
+        raise ConfigError(f"{path}: no directory {folder}; `prismcap fetch` makes those of the demo")
+    if path.startswith(("/", ".", "~")) or path.count("/") > 1:
+        raise ConfigError(f"{path}: no such directory")
+    return path
+
+
+def load_pretrained(model_class: Any, path: str, **options: Any) -> Any:
+    """`model_class.from_pretrained` of a directory or hub name, with every weight in the files.
+
+    Raises ConfigError when it cannot be had, and when weights are missing or of another shape:
+    transformers would start those at random with only a warning.
+    """
+    name = local_or_hub(path)
+    try:
+        model, report = model_class.from_pretrained(name, output_loading_info=True, **options)
+    except OSError as error:
+        raise unreachable(path, error) from error
+    missing, mismatched = sorted(report["missing_keys"]), sorted(map(str, report["mismatched_keys"]))
+    if missing or mismatched:
+        raise ConfigError(
+            f"{path}: not the weights of a {model_class.__name__}: {len(missing)} missing {missing[:3]}, "
+            f"{len(mismatched)} of another shape {mismatched[:3]}"
+        )
+    return model
+
+
+def unreachable(path: str, error: OSError) -> ConfigError:
+    """What to do when a directory is incomplete, or the hub has or gives nothing."""
+    reason = str(error).strip().partition("\n")[0]
+    if resolve_path(path).is_dir():
+        return ConfigError(f"{path}: the directory cannot be loaded: {reason}")
+    return ConfigError(
+        f"{path}: no such directory, and the model hub did not give it: {reason} "
+        "Without a connection, download the model elsewhere and give the path of its directory; "
+        "gated models need a token in the environment (HF_TOKEN)."
+    )
+
+
+def set_checkpointing(model: Any, enabled: bool) -> None:
+    """Recompute a transformers model's layers in the backward pass, in training mode."""
+    if enabled:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    elif model.is_activation_checkpointing:
+        model.activation_checkpointing_disable()

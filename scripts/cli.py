@@ -1,0 +1,71 @@
+"""The `prismcap` command. Each command is one file of scripts/commands/, imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from prismcap.configs.errors import ConfigError, MissingExtraError, nearest
+
+# name -> (module:attribute, one line for --help); the modules are not imported for --help
+COMMANDS = {
+    "train": ("train:train", "Train every stage of a config in this process (torchrun for several)."),
+    "export": ("export:export", "Write a trained run as a Hugging Face model directory."),
+    "caption": ("caption:caption", "Caption pictures with an exported model."),
+    "evaluate": ("evaluate:evaluate", "Measure a run on its held-out splits, with controls."),
+    "report": ("report:report", "Draw a run's report as one HTML file."),
+    "config": ("config:config", "Show or validate a config."),
+    "data": ("data:data", "Look at training data as the model sees it."),
+    "fetch": ("fetch:fetch", "Fetch the pictures and small models of the demo."),
+}
+
+
+class LazyGroup(click.Group):
+    """Knows its commands by name and imports one only to run it, so that --help is instant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name][0].split(":")
+        loaded: Any = importlib.import_module(f"prismcap.scripts.commands.{module}")
+        command: click.Command = getattr(loaded, attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"no command {args[0]!r}.{nearest(args[0], COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="prismcap")
+def cli() -> None:
+    """Train, export and measure perception-focused captioners.
+
+    Start with `scripts/demo.sh --quick`, or `prismcap config show demo/scenes`.
+    """
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one clear message and exit code 2."""
+    try:
+        cli()
+    except (ConfigError, MissingExtraError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

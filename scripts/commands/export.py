@@ -1,0 +1,60 @@
+"""`prismcap export RUN [DST]`: a trained run as a Hugging Face model directory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("destination", metavar="[DST]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["auto", "llava", "custom"]),
+    default="auto",
+    show_default=True,
+    help="llava: LlavaForConditionalGeneration, needs no remote code. custom: a small model with its code. "
+    "auto: llava where it fits.",
+)
+@click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--prompt", help="What `prismcap caption` asks by default.  [default: Describe the picture.]")
+def export(run: Path, destination: Path | None, layout: str, dtype: str, prompt: str | None) -> None:
+    """Write the trained RUN (a folder under checkpoints/) to DST, by default RUN/model.
+
+    An older export there is replaced; any other folder that holds files is refused.
+    """
+    from prismcap.configs.errors import ConfigError
+    from prismcap.model.hf.export import export_captioner
+    from prismcap.model.hf.files import check_replaceable, read_marker
+    from prismcap.model.restore import load_trained
+    from prismcap.scripts.exporting import export_inputs
+
+    target = destination or run / "model"
+    check_replaceable(target)
+    click.echo(f"Loading {run} …", err=True)
+    captioner, config = load_trained(run)
+    image_spec, info = export_inputs(captioner, config)
+    if prompt is not None:
+        info = replace(info, prompt=prompt)
+    try:
+        export_captioner(
+            captioner,
+            target,
+            image_spec=image_spec,
+            info=info,
+            format=layout,  # type: ignore[arg-type]  # click has checked it
+            precision=dtype,  # type: ignore[arg-type]
+        )
+    except OSError as error:
+        raise ConfigError(f"{target}: the export cannot be written: {error}") from error
+    custom = read_marker(target)["format"] == "custom"
+    trust = ", trust_remote_code=True" if custom else ""
+    click.echo(f"Exported to {target} ({'custom model' if custom else 'LLaVA'}, {dtype}).")
+    click.echo("Caption with it:   ", nl=False)
+    click.echo(f"prismcap caption {target} PICTURE.jpg")
+    click.echo("Load it in Python: ", nl=False)
+    click.echo(f'AutoModelForImageTextToText.from_pretrained("{target}"{trust})')

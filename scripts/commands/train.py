@@ -1,0 +1,53 @@
+"""`prismcap train CONFIG`: every stage of a config, in this process or in those that torchrun started."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.argument("config")
+@click.argument("overrides", nargs=-1)
+@click.option(
+    "--resume",
+    default="never",
+    show_default=True,
+    metavar="auto|never|PATH",
+    help="auto: go on with what the run's folder holds. never: it must be empty. PATH: a step-… folder.",
+)
+@click.option(
+    "--dry-export/--no-dry-export",
+    default=True,
+    help="Save and reload an export before the first step.  [default: on]",
+)
+def train(config: str, overrides: tuple[str, ...], resume: str, dry_export: bool) -> None:
+    """Train every stage of CONFIG (a YAML file or a preset) with OVERRIDES (key.sub=value).
+
+    Ctrl-C is safe at any time: go on with --resume auto. For several processes:
+    torchrun --nproc-per-node N -m prismcap.scripts.train CONFIG …
+    """
+    import logging
+    import os
+
+    # loader workers are forked after the tokenizer was used; its own threads would not survive that
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from prismcap.configs.load import load_config
+    from prismcap.data.schema import DataError
+    from prismcap.scripts.exporting import dry_export as dry_export_hook
+    from prismcap.train.checkpoint import SaveError
+    from prismcap.train.distributed import process_group
+    from prismcap.train.engines._contract import NonFiniteError
+    from prismcap.train.run import run_training
+
+    loaded = load_config(config, overrides)
+    with process_group() as ranks:
+        level = logging.INFO if ranks.is_first else logging.ERROR
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        logging.getLogger("prismcap").setLevel(level)
+        hooks = [dry_export_hook(logging.getLogger("prismcap.export").info)] if dry_export else []
+        try:
+            run_dir = run_training(loaded, resume, before_training=hooks, ranks=ranks)
+        except (DataError, NonFiniteError, SaveError) as error:
+            raise click.ClickException(str(error)) from error
+        if ranks.is_first:
+            click.echo(f"Trained: {run_dir}")

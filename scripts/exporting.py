@@ -1,0 +1,52 @@
+"""What an export needs to know of a run, put together from its config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from prismcap.configs.registry import component_options
+from prismcap.configs.schema.run import RunConfig
+from prismcap.data.schema import ImageSpec
+from prismcap.data.templates._contract import Template
+from prismcap.data.templates._jinja import chat_template
+from prismcap.model.captioner import Captioner
+from prismcap.model.hf.dry_run import dry_run
+from prismcap.model.hf.export import ExportInfo
+
+PROMPT = "Describe the picture."
+
+
+def export_inputs(captioner: Captioner, config: RunConfig) -> tuple[ImageSpec, ExportInfo]:
+    """The image spec and the template of the last stage: what the finished model was trained to see."""
+    stage = list(config.stages.values())[-1]
+    module, options = component_options("template", stage.template)
+    template: Template = module.build(options)
+    info = ExportInfo(
+        name=config.name,
+        template=template.spec.name,
+        chat_template=chat_template(template),
+        stop=template.spec.stop,
+        prompt=PROMPT,
+        details={
+            "Stages": ", ".join(
+                f"{name} ({', '.join(value.train)})" for name, value in config.stages.items()
+            ),
+            "Vision encoder": config.model.vision_encoder.name,
+            "Connector": config.model.connector.name,
+            "LLM": config.model.llm.name,
+        },
+    )
+    return replace(captioner.image_spec, geometry=stage.data.geometry), info
+
+
+def dry_export(say: Callable[[str], None]) -> Callable[[Captioner, RunConfig], None]:
+    """A hook of run_training: save and reload once, so that no run fails in its very last minute."""
+
+    def check(captioner: Captioner, config: RunConfig) -> None:
+        image_spec, info = export_inputs(captioner, config)
+        say("Trying the export once before training …")
+        difference = dry_run(captioner, image_spec=image_spec, info=info)
+        say(f"The export reloads and agrees with the model (largest difference {difference:.1e}).")
+
+    return check

@@ -1,0 +1,150 @@
+"""Configs: inheritance, overrides, errors that say where and what, and every shipped preset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from prismcap.configs.errors import ConfigError
+from prismcap.configs.load import PRESETS, config_hash, load_config, presets, to_yaml
+from prismcap.configs.registry import PACKAGES, available, component_module
+
+MINIMAL = """
+name: base
+model:
+  vision_encoder: {name: timm, model: test_vit, image_size: 32}
+  connector: {name: linear}
+  llm: {name: random, config: {model_type: llama}}
+stages:
+  align:
+    train: {connector: {lr: 1e-3}}
+    data: {mix: [{name: llava_json, path: a.json}], max_tokens: 64}
+    template: {name: plain}
+    batch: {row_tokens: 64}
+    schedule: {max_steps: 4}
+"""
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    path = tmp_path / "base.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_scientific_notation_is_a_number(base: Path) -> None:
+    assert load_config(base).stages["align"].train["connector"].lr == 0.001
+
+
+def test_base_is_overlaid_key_by_key(base: Path) -> None:
+    child = base.with_name("child.yaml")
+    child.write_text("base: base.yaml\nname: child\nstages: {align: {schedule: {max_steps: 9}}}\n")
+    config = load_config(child)
+    assert (config.name, config.stages["align"].schedule.max_steps) == ("child", 9)
+    assert config.model == load_config(base).model
+
+
+def test_another_component_drops_the_options_of_the_first(base: Path) -> None:
+    child = base.with_name("child.yaml")
+    child.write_text("base: base.yaml\nmodel: {connector: {name: mlp}, vision_encoder: {image_size: 64}}\n")
+    config = load_config(child)
+    assert config.model.connector.options == {}
+    assert config.model.vision_encoder.options == {"model": "test_vit", "image_size": 64}
+
+
+def test_null_removes_what_the_base_says(base: Path) -> None:
+    child = base.with_name("child.yaml")
+    child.write_text("base: base.yaml\nstages: {align: {schedule: {max_steps: null, epochs: 2}}}\n")
+    assert load_config(child).stages["align"].schedule.epochs == 2
+
+
+def test_a_circle_of_bases_is_named(base: Path) -> None:
+    base.write_text("base: base.yaml\n")
+    with pytest.raises(ConfigError, match="circle"):
+        load_config(base)
+
+
+def test_overrides_reach_mappings_lists_and_every_stage(base: Path) -> None:
+    overrides = ["stages.align.data.mix.0.limit=3", "stages.*.precision=fp32", "seed=7"]
+    config = load_config(base, overrides)
+    stage = config.stages["align"]
+    assert (stage.data.mix[0].options["limit"], stage.precision, config.seed) == (3, "fp32", 7)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("stages.align.schedule.max_step=3", ["stages.align.schedule.max_step", "3", "'max_steps'"]),
+        ("model.connectr.name=mlp", ["model.connectr", "'connector'"]),
+        ("model.connector.name=liner", ["model.connector", "liner", "'linear'"]),
+        ("model.connector.depht=2", ["model.connector.depht", "unknown key", "2"]),
+        ("stages.align.train.connector.lr=-1", ["stages.align.train.connector.lr", "-1"]),
+        ("stages.align.template.name=vicuna", ["stages.align.template", "'vicuna_v1'"]),
+        ("stages.align.data.mix.0.pth=x", ["stages.align.data.mix.0", "pth", "'path'"]),
+        ("stages.align.data.mix.4.path=x", ["mix.4", "list of 1"]),
+        ("stages.align.batch.row_tokens=32", ["row_tokens=32", "max_tokens=64"]),
+        ("stages.align.feature_cache=yes please", ["stages.align.feature_cache", "yes please"]),
+        ("seed", ["seed", "key.sub=value"]),
+        ("name.sub=1", ["name.sub=1", "'base'"]),
+    ],
+)
+def test_errors_name_path_value_and_remedy(base: Path, override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(base, [override])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_errors_name_the_file(base: Path) -> None:
+    base.write_text(MINIMAL.replace("schedule:", "shedule:"))
+    with pytest.raises(ConfigError) as caught:
+        load_config(base)
+    assert str(base) in str(caught.value)
+    assert "Did you mean 'schedule'" in str(caught.value)
+
+
+def test_a_key_given_twice_is_refused(base: Path) -> None:
+    base.write_text(MINIMAL + "name: again\n")
+    with pytest.raises(ConfigError, match="given twice"):
+        load_config(base)
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="demo/scenes"):
+        load_config("demo/scene")
+
+
+def test_yaml_round_trip(base: Path, tmp_path: Path) -> None:
+    config = load_config(base, ["stages.align.train.connector.weight_decay=0.1"])
+    again = tmp_path / "resolved.yaml"
+    again.write_text(to_yaml(config))
+    assert load_config(again) == config
+    assert config_hash(load_config(again)) == config_hash(config)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_validates_and_round_trips(name: str, tmp_path: Path) -> None:
+    config = load_config(name)
+    again = tmp_path / "resolved.yaml"
+    again.write_text(to_yaml(config))
+    assert load_config(again) == config
+
+
+def test_presets_are_found_by_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config("demo/scenes").name == "demo"
+    assert yaml.safe_load((PRESETS / "demo/scenes.yaml").read_text())["name"] == "demo"
+
+
+@pytest.mark.parametrize("kind", sorted(PACKAGES))
+def test_every_file_of_a_registry_folder_is_a_component(kind: str) -> None:
+    names = available(kind)
+    assert names
+    for name in names:
+        module = component_module(kind, name)
+        assert callable(module.build)
+        assert module.Options.model_config.get("extra") == "forbid", (
+            f"{kind} {name} would ignore a typing error"
+        )

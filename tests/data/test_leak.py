@@ -1,0 +1,187 @@
+"""No split of the scenes leaks into training: shown by reading training, not by trusting its code.
+
+What training holds is collected from the composed graphs, and once more from the words that its texts
+say. A leak planted into the code must turn the check red.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from prismcap.data.scenes import items as items_module
+from prismcap.data.scenes import make as make_module
+from prismcap.data.scenes.items import SceneItem
+from prismcap.data.scenes.objects import load_objects
+from prismcap.data.sources import scenes, stamps
+from prismcap.data.sources._contract import SourceContext
+
+TASKS = {"short": 1, "long": 1, "place": 1, "count": 1, "yes_no": 2}
+COUNTS = {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}
+LIMIT = 70  # few words, so that a leak of one pair in ten is met soon
+NUM_TRAIN = 800
+NUM_HELD = 300
+
+
+def source(split: str, num_scenes: int, objects: str = "tuxpaint", **options: object) -> scenes.SceneItems:
+    values = {
+        "objects": objects,
+        "split": split,
+        "num_scenes": num_scenes,
+        "num_objects": COUNTS,
+        "tasks": TASKS,
+    }
+    values |= {"object_limit": LIMIT, **options}
+    return scenes.build(scenes.Options.model_validate(values), SourceContext(seed=5))
+
+
+@dataclass
+class Seen:
+    """What a part of the data shows: words, pairs that meet, drawings and their pixels."""
+
+    words: set[str] = field(default_factory=set)
+    pairs: set[frozenset[str]] = field(default_factory=set)
+    drawings: set[str] = field(default_factory=set)
+    pixels: set[str] = field(default_factory=set)
+
+
+def collect(found: list[SceneItem], vocabulary: tuple[str, ...]) -> Seen:
+    said = re.compile(r"\b(?:" + "|".join(sorted(map(re.escape, vocabulary), key=len, reverse=True)) + r")\b")
+    seen = Seen()
+    for item in found:
+        text = " ".join(message.text() for message in item.sample.messages).lower()
+        named = set(said.findall(text)) & set(vocabulary)
+        drawn = {thing.word for thing in item.graph.objects}
+        seen.words |= drawn
+        seen.pairs |= {frozenset(pair) for pair in itertools.combinations(drawn | named, 2)}
+        seen.drawings |= {thing.stamp for thing in item.graph.objects}
+        seen.pixels |= set(item.sample.images[0].pixels)  # type: ignore[attr-defined]
+    return seen
+
+
+def single(item: SceneItem) -> tuple[str, ...]:
+    (thing,) = item.graph.objects
+    return thing.word, item.graph.background.color, item.graph.background.texture, thing.place, thing.size
+
+
+def all_items(found: scenes.SceneItems) -> list[SceneItem]:
+    return [found.item(i) for i in range(len(found))]
+
+
+def leaks(objects: str = "tuxpaint") -> list[str]:
+    """What of the held-out splits training has seen; empty when nothing leaks."""
+    vocabulary = load_objects(objects).words
+    train = collect(all_items(source("train", NUM_TRAIN, objects)), vocabulary)
+    assert (
+        len(train.pairs) > LIMIT * (LIMIT - 1) / 2 / 2
+    )  # half of all pairs are met: the check is not vacuous
+    found: list[str] = []
+    for item in all_items(source("unseen_pairs", NUM_HELD, objects)):
+        words = [thing.word for thing in item.graph.objects]
+        found += [f"word {word} of unseen_pairs is not in training" for word in set(words) - train.words]
+        found += [f"drawing {o.stamp} is new" for o in item.graph.objects if o.stamp not in train.drawings]
+        pairs = {frozenset(pair) for pair in itertools.combinations(words, 2)}
+        if len(words) > 1 and pairs <= train.pairs:
+            found.append(f"every pair of {words} is in training")
+    for item in all_items(source("unseen_stamps", NUM_HELD, objects)):
+        targets = [thing for thing in item.graph.objects if thing.unseen]
+        assert len(targets) == 1
+        pixels = item.sample.images[0].pixels[item.graph.objects.index(targets[0])]  # type: ignore[attr-defined]
+        if targets[0].stamp in train.drawings or pixels in train.pixels:
+            found.append(f"held-out drawing {targets[0].stamp} is in training")
+        drawn = {thing.word for thing in item.graph.objects}
+        found += [f"word {word} of unseen_stamps is not in training" for word in drawn - train.words]
+    return found
+
+
+def single_leaks() -> set[tuple[str, ...]]:
+    """Held-out scenes of one object that training has seen."""
+    options: dict[str, Any] = {"num_objects": {1: 1}, "tasks": {"short": 1}, "object_limit": 16}
+    train = {single(item) for item in all_items(source("train", 2000, **options))}
+    return train & {single(item) for item in all_items(source("unseen_pairs", 500, **options))}
+
+
+@pytest.mark.parametrize("objects", ["tuxpaint", "openmoji", "both"])
+def test_nothing_leaks(objects: str) -> None:
+    assert leaks(objects) == []
+
+
+def test_no_single_scene_leaks() -> None:
+    assert not single_leaks()
+
+
+def test_two_object_scenes_of_unseen_pairs_are_held_out_pairs() -> None:
+    vocabulary = load_objects("tuxpaint").words
+    train = collect(all_items(source("train", NUM_TRAIN)), vocabulary)
+    held = source("unseen_pairs", NUM_HELD, num_objects={2: 1}, tasks={"short": 1})
+    pairs = {frozenset(held.graph(i).words) for i in range(len(held))}
+    assert len(pairs) > NUM_HELD / 4
+    assert not pairs & train.pairs
+
+
+def test_held_out_parts_do_not_depend_on_the_seed() -> None:
+    vocabulary = load_objects("tuxpaint").words
+    other = scenes.build(
+        scenes.Options(num_scenes=NUM_TRAIN, num_objects=COUNTS, object_limit=LIMIT, seed=77),
+        SourceContext(seed=1),
+    )
+    train = collect(all_items(other), vocabulary)
+    held = source("unseen_pairs", 200, num_objects={2: 1}, tasks={"short": 1})
+    assert not {frozenset(held.graph(i).words) for i in range(len(held))} & train.pairs
+
+
+def test_stamps_source_shows_no_held_out_drawing() -> None:
+    held = source("unseen_stamps", NUM_HELD)
+    targets = {thing.stamp for i in range(len(held)) for thing in held.graph(i).objects if thing.unseen}
+    train = stamps.build(stamps.Options(object_limit=LIMIT), SourceContext())
+    unseen = stamps.build(stamps.Options(object_limit=LIMIT, split="unseen_stamps"), SourceContext())
+    assert targets and not targets & {stamp.id for stamp in train.stamps}
+    assert targets <= {stamp.id for stamp in unseen.stamps}
+    assert {stamp.word for stamp in unseen.stamps} <= {stamp.word for stamp in train.stamps}
+
+
+def test_stamps_source_shows_no_held_out_single_scene() -> None:
+    train = stamps.build(stamps.Options(), SourceContext())
+    shown = {
+        (thing.word, graph.background.color, graph.background.texture, thing.place, thing.size)
+        for graph in (train.graph(i) for i in range(len(train)))
+        for thing in graph.objects
+    }
+    held = source("unseen_pairs", 1500, num_objects={1: 1}, tasks={"short": 1}, object_limit=None)
+    assert not shown & {single(held.item(i)) for i in range(len(held))}
+
+
+def test_planted_leak_in_scenes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make_module, "meets_held_out", lambda *_: False)
+    assert any("every pair" in leak for leak in leaks())
+
+
+def test_planted_leak_in_questions_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(items_module, "meets_held_out", lambda *_: False)
+    assert any("every pair" in leak for leak in leaks())
+
+
+def test_planted_leak_of_drawings_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = make_module.SceneMaker._drawing
+
+    def careless(self: make_module.SceneMaker, rng: object, word: str, is_target: bool) -> object:
+        if self.split == "train" and word in self.unseen:
+            return self.unseen[word][0]
+        return honest(self, rng, word, is_target)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(make_module.SceneMaker, "_drawing", careless)
+    assert any("held-out drawing" in leak for leak in leaks())
+
+
+def test_planted_leak_of_single_scenes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = make_module.SceneMaker._single
+
+    def careless(self: make_module.SceneMaker, rng: object, stamps: object, *drawn: object) -> object:
+        return drawn if self.split == "train" else honest(self, rng, stamps, *drawn)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(make_module.SceneMaker, "_single", careless)
+    assert single_leaks()

@@ -1,0 +1,87 @@
+"""Attention per sample equals attention under the block-diagonal mask."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from prismcap.configs.errors import ConfigError
+from prismcap.model.attention import attention_inputs, register_segments
+from prismcap.model.segment_attention import segment_attention, segment_index
+
+
+def packed_ids() -> tuple[Tensor, Tensor]:
+    """Three rows: samples of many lengths, a full row, a row that begins with a new sample at once."""
+    rows = [[3, 1, 7, 4], [17], [5, 5, 1]]
+    segment_ids, position_ids = torch.zeros(3, 17, dtype=torch.long), torch.zeros(3, 17, dtype=torch.long)
+    for row, lengths in enumerate(rows):
+        start = 0
+        for number, length in enumerate(lengths, start=1):
+            segment_ids[row, start : start + length] = number
+            position_ids[row, start : start + length] = torch.arange(length)
+            start += length
+    return segment_ids, position_ids
+
+
+def hidden(implementation: str, embeddings: Tensor, segment_ids: Tensor, position_ids: Tensor) -> Tensor:
+    register_segments()
+    config = AutoConfig.for_model(
+        "llama",
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=50,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+    inputs = attention_inputs(implementation, position_ids, segment_ids, embeddings.dtype)
+    output: Tensor = model.model(inputs_embeds=embeddings, use_cache=False, **inputs).last_hidden_state
+    return output
+
+
+def outputs_and_gradients(segment_ids: Tensor, position_ids: Tensor, handed: Tensor) -> list[Tensor]:
+    embeddings = torch.randn(3, 17, 32, generator=torch.Generator().manual_seed(1))
+    real = segment_ids > 0
+    found = []
+    for implementation, ids in (("eager", segment_ids), ("segments", handed)):
+        leaf = embeddings.clone().requires_grad_()
+        output = hidden(implementation, leaf, ids, position_ids)
+        output[real].square().sum().backward()
+        assert leaf.grad is not None
+        found += [output[real].detach(), leaf.grad[real]]
+    return found
+
+
+def test_equal_to_the_block_diagonal_mask_forward_and_backward() -> None:
+    segment_ids, position_ids = packed_ids()
+    masked, masked_grad, segments, segments_grad = outputs_and_gradients(
+        segment_ids, position_ids, segment_ids
+    )
+    torch.testing.assert_close(segments, masked, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(segments_grad, masked_grad, atol=1e-4, rtol=1e-4)
+
+
+def test_a_leak_between_two_samples_is_seen() -> None:
+    segment_ids, position_ids = packed_ids()
+    leaking = segment_ids.clone()
+    leaking[0, 3:4] = 1  # the second sample joins the first
+    masked, _, segments, _ = outputs_and_gradients(segment_ids, position_ids, leaking)
+    assert (segments - masked).abs().max() > 1e-3
+
+
+def test_the_index_covers_every_token_once() -> None:
+    segment_ids, _ = packed_ids()
+    index = segment_index(segment_ids)
+    assert index.index_SL.shape == (8, 17)
+    assert index.flat_N.tolist() == segment_ids.flatten().nonzero().squeeze(1).tolist()
+    assert torch.equal(index.index_SL.flatten()[index.slot_N], index.flat_N)
+
+
+def test_attention_that_does_more_is_refused() -> None:
+    heads = torch.randn(1, 2, 3, 4)
+    with pytest.raises(ConfigError, match="eager"):
+        segment_attention(torch.nn.Module(), heads, heads, heads, None, 1.0, softcap=30.0)

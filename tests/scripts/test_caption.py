@@ -1,0 +1,207 @@
+"""`prismcap export` and `prismcap caption` on a tiny run, as a user types them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from safetensors.torch import load_file
+
+from prismcap.configs.errors import ConfigError
+from prismcap.configs.load import load_config, to_yaml
+from prismcap.configs.schema.run import RunConfig
+from prismcap.model.build import build_captioner
+from prismcap.model.restore import load_trained
+from prismcap.model.trainable import prepare_stage, trainable_state
+from prismcap.model.weights import save_weights
+from prismcap.scripts.commands.caption import caption, find_images
+from prismcap.scripts.commands.export import export
+
+TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+}
+PROMPT = "What do you see?"
+
+
+def make_run(folder: Path, connector: dict[str, Any]) -> Path:
+    """A run folder as training leaves it, with a connector that is not the initial one."""
+    stage = {
+        "train": {"connector": {"lr": 0.1}},
+        "data": {"mix": [{"name": "llava_json", "path": "none.json", "image_root": "."}], "geometry": "pad"},
+        "template": {"name": "chatml"},
+        "schedule": {"max_steps": 1},
+    }
+    values = {
+        "name": folder.name,
+        "output_dir": str(folder.parent),
+        "model": {
+            "vision_encoder": {"name": "siglip", "config": TOWER},
+            "connector": connector,
+            "llm": {"name": "random", "config": LLAMA, "tokenizer": "cache:models/smollm2-135m-instruct"},
+        },
+        "stages": {"align": stage},
+    }
+    config = RunConfig.model_validate(values)
+    (folder / "align" / "final").mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    config = load_config(folder / "config.yaml")
+    captioner = build_captioner(config.model, seed=config.seed)
+    prepare_stage(captioner, config.stages["align"].train, seed=config.seed)
+    state = {name: value + 0.5 for name, value in trainable_state(captioner).items()}
+    save_weights(folder / "align" / "final" / "weights.safetensors", state)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An exported run that is a LLaVA, and one that is not."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    connectors = {"llava": {"name": "mlp"}, "custom": {"name": "patch_concat", "k": 2}}
+    found = {name: make_run(root / name, connector) for name, connector in connectors.items()}
+    for run in found.values():
+        done = CliRunner().invoke(export, [str(run), "--prompt", PROMPT], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        assert f"prismcap caption {run / 'model'}" in done.stdout
+    return found
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "deep" / "er").mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    for name, width, height in (("b.png", 60, 20), ("a.JPG", 30, 50), ("deep/er/c.png", 40, 40)):
+        pixels = torch.randint(0, 255, (height, width, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / name, format="PNG")
+    (folder / "deep" / "notes.txt").write_text("no picture")
+    return folder
+
+
+def run_caption(*arguments: str | Path | int) -> Result:
+    options = [str(argument) for argument in arguments]
+    return CliRunner().invoke(caption, [*options, "--device", "cpu"])
+
+
+def records(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_an_export_holds_the_trained_weights(runs: dict[str, Path]) -> None:
+    captioner, _ = load_trained(runs["llava"])
+    weights = load_file(runs["llava"] / "model" / "model.safetensors")
+    assert torch.equal(weights["multi_modal_projector.linear_1.weight"], captioner.connector.layers[0].weight)
+    marker = json.loads((runs["llava"] / "model" / "prismcap.json").read_text(encoding="utf-8"))
+    assert marker["prompt"] == PROMPT and marker["image"]["geometry"] == "pad"
+
+
+@pytest.mark.parametrize("kind", ["llava", "custom"])
+def test_batches_say_what_single_pictures_say(
+    kind: str, runs: dict[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    for size in (1, 3):
+        out = tmp_path / f"{size}.jsonl"
+        done = run_caption(runs[kind], pictures, "--batch-size", size, "--max-new-tokens", 6, "--jsonl", out)
+        assert done.exit_code == 0, done.output
+    single, batched = records(tmp_path / "1.jsonl"), records(tmp_path / "3.jsonl")
+    assert single == batched
+    assert [Path(record["image"]).name for record in single] == ["a.JPG", "b.png", "c.png"]
+    assert all(record["prompt"] == PROMPT and record["caption"] for record in single)
+    assert single[0]["model"] == str(runs[kind] / "model")
+
+
+def test_unreadable_pictures_are_named_and_skipped(
+    runs: dict[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((pictures / "b.png").read_bytes()[:100])
+    strip = tmp_path / "strip.png"
+    Image.new("1", (20_000, 1)).save(strip)
+    out = tmp_path / "out.jsonl"
+    out.write_text('{"image": "earlier"}\n')
+    done = run_caption(
+        runs["llava"], broken, pictures / "b.png", strip, "--max-new-tokens", 3, "--jsonl", out
+    )
+    assert done.exit_code == 1
+    assert "broken.png: not a readable picture" in done.stderr
+    assert "strip.png: 20000 x 1 pixels is too long" in done.stderr
+    assert "2 of 3 pictures could not be read" in done.stderr
+    assert [Path(record["image"]).name for record in records(out)] == ["earlier", "b.png"]
+
+
+def test_prompt_and_limit(runs: dict[str, Path], pictures: Path) -> None:
+    done = run_caption(
+        runs["llava"] / "model", pictures, "--limit", 1, "--max-new-tokens", 4, "--prompt", "Name <it>"
+    )
+    assert done.exit_code == 0, done.output
+    assert len(done.stdout.splitlines()) >= 1 and "a.JPG: " in done.stdout and "b.png" not in done.stdout
+
+
+def test_find_images(pictures: Path) -> None:
+    def names(*patterns: str) -> list[str]:
+        return [str(path.relative_to(pictures)) for path in find_images(patterns)]
+
+    assert names(str(pictures)) == ["a.JPG", "b.png", "deep/er/c.png"]
+    assert names(f"{pictures}/*.png", str(pictures / "b.png")) == ["b.png"]
+    assert names(f"{pictures}/**/*.png") == ["b.png", "deep/er/c.png"]
+    assert names(f"{pictures}/d*", str(pictures / "a.JPG")) == ["deep/er/c.png", "a.JPG"]
+    assert names(str(pictures / "deep" / "notes.txt")) == ["deep/notes.txt"], "a named file is tried"
+    with pytest.raises(ConfigError, match="as a glob it matches nothing"):
+        find_images([f"{pictures}/*.bmp"])
+    with pytest.raises(ConfigError, match="no pictures there"):
+        find_images([f"{pictures}/deep/*.txt"])
+
+
+def test_wrong_arguments_are_named(runs: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("name: x\n")
+    (tmp_path / "empty").mkdir()
+    for arguments, words in (
+        ((tmp_path / "run", pictures), "prismcap export"),
+        ((tmp_path / "empty", pictures), "neither an exported model"),
+        ((tmp_path / "nothing", pictures), "no such directory"),
+        ((runs["llava"], tmp_path / "x.png"), "x.png"),
+        ((runs["llava"], pictures, "--jsonl", tmp_path / "no" / "out.jsonl"), "--jsonl"),
+    ):
+        done = run_caption(*arguments)
+        assert isinstance(done.exception, ConfigError), done.output
+        assert words in str(done.exception)
+
+
+def test_export_refuses_what_is_not_a_run_or_not_its_own(runs: dict[str, Path], tmp_path: Path) -> None:
+    for arguments, words in (
+        ([str(tmp_path / "nothing")], "config.yaml"),
+        ([str(runs["llava"]), str(runs["llava"] / "align")], "is no export"),
+        ([str(runs["custom"]), str(tmp_path / "new"), "--format", "llava"], "--format custom"),
+    ):
+        done = CliRunner().invoke(export, arguments)
+        assert isinstance(done.exception, ConfigError), done.output
+        assert words in str(done.exception)
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,112 @@
+"""Parameter groups and schedules, against values worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from prismcap.configs.errors import ConfigError
+from prismcap.configs.schema.stage import GroupConfig, OptimizerConfig, ScheduleConfig
+from prismcap.train.optim import (
+    build_optimizer,
+    learning_rates,
+    lr_factor,
+    parameter_groups,
+    set_learning_rates,
+    total_steps,
+)
+
+
+class Parts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision_encoder = nn.Linear(2, 2)
+        self.connector = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+        self.llm = nn.Embedding(3, 2)
+
+
+TRAIN = {
+    "connector": GroupConfig(lr=1e-2, weight_decay=0.1),
+    "llm": GroupConfig(lr=1e-3, weight_decay=0.2),
+}
+
+
+def test_groups_have_their_own_lr_and_only_matrices_decay() -> None:
+    model = Parts()
+    model.vision_encoder.requires_grad_(False)
+    groups = parameter_groups(model.named_parameters(), TRAIN)
+    found = {
+        name: (group["name"], group["lr"], group["weight_decay"])
+        for group in groups
+        for name in group["parameter_names"]
+    }
+    assert found == {
+        "connector.0.weight": ("connector", 1e-2, 0.1),
+        "connector.0.bias": ("connector", 1e-2, 0.0),
+        "connector.1.weight": ("connector", 1e-2, 0.0),
+        "connector.1.bias": ("connector", 1e-2, 0.0),
+        "llm.weight": ("llm", 1e-3, 0.2),
+    }
+    assert len({id(parameter) for group in groups for parameter in group["params"]}) == len(found)
+
+
+def test_decay_moves_the_weights_as_configured() -> None:
+    # with no gradient, AdamW multiplies by 1 - lr * decay and does nothing else
+    model = Parts()
+    model.vision_encoder.requires_grad_(False)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    optimizer = build_optimizer(parameter_groups(model.named_parameters(), TRAIN), OptimizerConfig())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    set_learning_rates(optimizer, 0.5)
+    assert learning_rates(optimizer) == {"connector": 0.5e-2, "llm": 0.5e-3}
+    optimizer.step()
+    for name, value in model.named_parameters():
+        decay = {"connector.0.weight": 0.5e-2 * 0.1, "llm.weight": 0.5e-3 * 0.2}.get(name, 0.0)
+        torch.testing.assert_close(value.detach(), before[name] * (1 - decay))
+
+
+def test_a_group_without_parameters_and_one_that_should_not_train_are_errors() -> None:
+    model = Parts()
+    model.llm.requires_grad_(False)
+    with pytest.raises(ConfigError, match=r"train\.llm: .*no parameter"):
+        parameter_groups(model.named_parameters(), TRAIN)
+    model.llm.requires_grad_(True)
+    with pytest.raises(ConfigError, match="vision_encoder is not in train"):
+        parameter_groups(model.named_parameters(), TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("name", "minimum", "expected"),
+    [
+        # ten steps, two of them warm-up; then 8 steps from 1 towards the minimum
+        ("constant", 0.0, [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("linear", 0.0, [0.5, 1, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+        ("linear", 0.5, [0.5, 1, 1, 0.9375, 0.875, 0.8125, 0.75, 0.6875, 0.625, 0.5625]),
+        # (1 + cos(pi k / 8)) / 2
+        (
+            "cosine",
+            0.0,
+            [0.5, 1, 1, 0.9619398, 0.8535534, 0.6913417, 0.5, 0.3086583, 0.1464466, 0.0380602],
+        ),
+    ],
+)
+def test_schedule_values(name: str, minimum: float, expected: list[float]) -> None:
+    schedule = ScheduleConfig(name=name, warmup_ratio=0.2, min_lr_ratio=minimum, max_steps=10)
+    assert [lr_factor(schedule, step, 10) for step in range(10)] == pytest.approx(expected, abs=1e-7)
+
+
+def test_schedule_edges() -> None:
+    one = ScheduleConfig(warmup_ratio=0.0, max_steps=1)
+    assert lr_factor(one, 0, 1) == 1.0
+    short = ScheduleConfig(warmup_ratio=0.9, max_steps=1)
+    assert lr_factor(short, 0, 1) == 1.0
+    past = ScheduleConfig(name="linear", min_lr_ratio=0.25, warmup_ratio=0.0, max_steps=4)
+    assert lr_factor(past, 9, 4) == 0.25
+
+
+def test_total_steps_counts_the_last_part_of_an_epoch_once() -> None:
+    assert total_steps(ScheduleConfig(max_steps=7), 100, 8) == 7
+    assert total_steps(ScheduleConfig(epochs=1), 100, 8) == 13
+    assert total_steps(ScheduleConfig(epochs=2), 100, 8) == 25

@@ -1,0 +1,277 @@
+"""DeepSpeed ZeRO 0-3 under torchrun. The only file that imports deepspeed, and that knows its habits:
+
+- It divides by its accumulation steps (`scale_wrt_gas=False` stops that) and by the number of ranks
+  (undone in `undo_averaging`); it decides by a counter when a step is complete (overridden).
+- It clips, and finds gradients that are not finite, inside `step()`; weights then stay as they were.
+- With `precision: bf16` it turns the weights themselves to bf16 and keeps fp32 masters of what
+  trains in its shards; what is saved as weights are the masters.
+- Its checkpoints are pickles. They are loaded only from a run's own folder after every file matched
+  the manifest, which guards against damage, not against malice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from prismcap.configs.errors import MissingExtraError
+from prismcap.configs.schema.base import Section
+from prismcap.configs.schema.stage import StageConfig
+from prismcap.data.schema import Batch, DataError
+from prismcap.model.captioner import Captioner, Output
+from prismcap.model.trainable import trainable_parameters
+from prismcap.train.distributed import TIMEOUT, Ranks
+from prismcap.train.engines._contract import StepResult
+from prismcap.train.files import write_json
+from prismcap.train.optim import (
+    build_optimizer,
+    learning_rates,
+    lr_factor,
+    parameter_groups,
+    set_learning_rates,
+)
+from prismcap.train.step import agree, check_gradient, checked_loss
+
+SHARDS = "zero"
+STEP = "engine.json"
+
+
+class Options(Section):
+    """ZeRO 1 shards the optimiser, 2 the gradients too, 3 the weights too."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload_optimizer: bool = Field(default=False, description="optimiser state and step in CPU memory")
+    bucket_size: int = Field(default=200_000_000, ge=1, description="elements reduced at once")
+
+    @model_validator(mode="after")
+    def _offload_needs_shards(self) -> Options:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1 or more")
+        return self
+
+
+def build(
+    options: Options, captioner: Captioner, stage: StageConfig, total_steps: int, ranks: Ranks
+) -> DeepSpeedEngine:
+    return DeepSpeedEngine(options, captioner, stage, total_steps, ranks)
+
+
+def undo_averaging(ranks: Ranks) -> int:
+    """DeepSpeed divides the summed gradients by the number of ranks; the loss is scaled up by as much."""
+    return ranks.world_size
+
+
+def deepspeed_config(options: Options, stage: StageConfig) -> dict[str, Any]:
+    """DeepSpeed's own config, made from the stage alone."""
+    zero: dict[str, Any] = {
+        "stage": options.zero_stage,
+        "reduce_bucket_size": options.bucket_size,
+        "allgather_bucket_size": options.bucket_size,
+        "overlap_comm": False,
+    }
+    if options.zero_stage == 3:
+        zero |= {"stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": False}
+    if options.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    clip = stage.optimizer.clip_norm
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        # any number above 1 makes CPU offload keep a sum over micro-batches; the number itself is unused
+        "gradient_accumulation_steps": 2,
+        "gradient_clipping": 0.0 if math.isinf(clip) else clip,
+        "zero_optimization": zero,
+        "bf16": {"enabled": weights_in_bf16(options, stage)},
+        # our optimiser is torch's AdamW, also under offload: DeepSpeed's CPU Adam compiles C++ at first use
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+    }
+
+
+def weights_in_bf16(options: Options, stage: StageConfig) -> bool:
+    """Stage 0 shards nothing and keeps no masters: its weights stay fp32, under autocast."""
+    return stage.precision == "bf16" and options.zero_stage > 0
+
+
+class _Autocast(nn.Module):
+    """Autocast from the inside: DeepSpeed switches off one that is entered around its forward."""
+
+    def __init__(self, captioner: Captioner, device: torch.device, enabled: bool) -> None:
+        super().__init__()
+        self.captioner = captioner
+        self.device_type = device.type
+        self.enabled = enabled
+
+    def forward(self, batch: Batch) -> Output:
+        with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.enabled):
+            output: Output = self.captioner(batch)
+        return output
+
+
+class DeepSpeedEngine:
+    """See the head of this file."""
+
+    fixed_world_size = True
+
+    def __init__(
+        self, options: Options, captioner: Captioner, stage: StageConfig, total_steps: int, ranks: Ranks
+    ) -> None:
+        deepspeed = _import_deepspeed()
+        self.step = 0
+        self.captioner = captioner
+        self.stage = stage
+        self.options = options
+        self.total_steps = total_steps
+        self.ranks = ranks
+        groups = parameter_groups(captioner.named_parameters(), stage.train)
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.optimizer = build_optimizer(groups, stage.optimizer)
+        _ensure_process_group(ranks)
+        wrapped = _Autocast(captioner, ranks.device, stage.precision == "bf16")
+        self.engine, *_ = deepspeed.initialize(
+            model=wrapped,
+            optimizer=self.optimizer,
+            config=deepspeed_config(options, stage),
+            dist_init_required=False,
+        )
+        self._set_lr()
+
+    def _set_lr(self) -> None:
+        set_learning_rates(self.optimizer, lr_factor(self.stage.schedule, self.step, self.total_steps))
+
+    def train_step(self, micro_batches: Sequence[Batch]) -> StepResult:
+        step = agree(micro_batches, self.ranks)
+        if step.num_target_tokens == 0:
+            self._advance()
+            return StepResult(loss=0.0, grad_norm=0.0, num_target_tokens=0, skipped=True)
+        self.engine.train()
+        scale = undo_averaging(self.ranks) / step.num_target_tokens
+        loss_sums = []
+        for i, batch in enumerate(step.micro_batches):
+            self.engine.set_gradient_accumulation_boundary(i == len(step.micro_batches) - 1)
+            output = self.engine(batch.to(self.ranks.device, non_blocking=True))
+            self.engine.backward(output.loss_sum * scale, scale_wrt_gas=False)
+            loss_sums.append(output.loss_sum.detach())
+        loss = checked_loss(step, [float(value) for value in loss_sums], self.ranks)
+        if self.options.zero_stage == 0:
+            # here the gradients are whole in every rank, and DeepSpeed neither reports nor checks them
+            grad_norm = float(
+                torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+            )
+            check_gradient(step, grad_norm, self.ranks)
+            self.engine.step()
+        else:
+            self.engine.step()
+            grad_norm = float(self.engine.get_global_grad_norm())
+            # without loss scaling, a step that DeepSpeed leaves out as an overflow is a broken gradient
+            check_gradient(step, grad_norm if self.engine.was_step_applied() else math.inf, self.ranks)
+        self._advance()
+        return StepResult(loss, grad_norm, step.num_target_tokens)
+
+    def _advance(self) -> None:
+        self.step += 1
+        self._set_lr()
+
+    def learning_rates(self) -> dict[str, float]:
+        return learning_rates(self.optimizer)
+
+    def gathered_state(self) -> dict[str, Tensor]:
+        """The fp32 masters where there are any. One parameter at a time, to spare memory."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        state = {}
+        for name, parameter in trainable_parameters(self.captioner).items():
+            whole = parameter if self.options.zero_stage == 0 else safe_get_full_fp32_param(parameter)
+            if self.ranks.is_first:
+                assert whole is not None, name
+                state[name] = whole.detach().to("cpu", torch.float32, copy=True)
+        return state
+
+    @contextmanager
+    def eval_context(self) -> Iterator[None]:
+        from deepspeed.runtime.zero import GatheredParameters
+
+        self.captioner.eval()
+        gathered: Any = contextlib.nullcontext()
+        if self.options.zero_stage == 3:
+            # whole for the length of the block: generation does not run in step on all ranks
+            gathered = GatheredParameters(list(self.captioner.parameters()))
+        try:
+            with (
+                torch.no_grad(),
+                gathered,
+                torch.autocast(self.ranks.device.type, torch.bfloat16, self.stage.precision == "bf16"),
+            ):
+                yield
+        finally:
+            self.captioner.train()
+
+    def save(self, folder: Path) -> None:
+        self.engine.save_checkpoint(
+            str(folder), tag=SHARDS, save_latest=False, exclude_frozen_parameters=True
+        )
+        if self.ranks.is_first:
+            write_json(folder / STEP, {"step": self.step, "zero_stage": self.options.zero_stage})
+
+    def load(self, folder: Path) -> None:
+        loaded, _ = self.engine.load_checkpoint(
+            str(folder), tag=SHARDS, load_lr_scheduler_states=False, custom_load_fn=self._load_module
+        )
+        if loaded is None:
+            raise DataError(f"{folder / SHARDS}: DeepSpeed cannot load this checkpoint")
+        self.step = int(json.loads((folder / STEP).read_text(encoding="utf-8"))["step"])
+        self._set_lr()
+
+    def _load_module(self, src: Mapping[str, Tensor], dst: nn.Module) -> None:
+        """Only what trains was saved; DeepSpeed's own way would want every weight, or check none."""
+        # tied weights stand under each of their names here
+        weights = dst.state_dict(keep_vars=True).items()
+        expected = {name for name, value in weights if value.requires_grad}
+        if set(src) != expected:
+            raise DataError(
+                f"the checkpoint's weights are not those of this stage; only in one of both: "
+                f"{sorted(set(src) ^ expected)[:5]}"
+            )
+        dst.load_state_dict(src, strict=False)  # the key list was checked above
+
+    def close(self) -> None:
+        self.engine.destroy()
+        self.engine = None
+        gc.collect()
+
+
+def _import_deepspeed() -> Any:
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise MissingExtraError("deepspeed", "deepspeed", "engine.name: deepspeed") from error
+    # it logs every bucket at INFO
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+def _ensure_process_group(ranks: Ranks) -> None:
+    """DeepSpeed wants a process group even for one process; ours needs no port."""
+    import deepspeed.comm
+    import deepspeed.ops
+
+    if ranks.device.type == "cpu":
+        # its shared-memory collectives compile C++ at first use, where there is a compiler; gloo will do
+        deepspeed.ops.__compatible_ops__ = {}
+    if not dist.is_initialized():
+        backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+    if not deepspeed.comm.is_initialized():
+        deepspeed.comm.init_distributed(dist_init_required=False)

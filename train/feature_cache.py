@@ -1,0 +1,245 @@
+"""Fills the feature cache of a stage: each of its pictures goes through the frozen encoder once.
+
+Shape legend: P tiles, S tile side in pixels, K patches, D encoder width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from prismcap.configs.cache import cache_dir
+from prismcap.configs.schema.base import Component
+from prismcap.data import image as preprocessing
+from prismcap.data.features import FeatureStore, StoredImage, shard_path, shard_tensors
+from prismcap.data.mix import Mix
+from prismcap.data.pack import PixelInputs
+from prismcap.data.schema import ImageRef, ImageSpec, SampleRejected
+from prismcap.model.captioner import Captioner
+from prismcap.model.contracts import VisionEncoder
+from prismcap.model.weights import save_weights
+from prismcap.train.checkpoint import SaveError
+from prismcap.train.distributed import Ranks
+from prismcap.train.files import is_full, megabytes
+
+log = logging.getLogger(__name__)
+
+# a kill loses at most one unfinished shard of work
+SHARD_BYTES = 64_000_000
+LINE_EVERY_S = 10.0
+Progress = Callable[[int, int, float], None]
+
+
+def open_store(component: Component, encoder: VisionEncoder, spec: ImageSpec) -> FeatureStore:
+    """The store of this very encoder and preprocessing, in the cache folder."""
+    return FeatureStore(cache_dir() / "features" / store_key(component, encoder, spec))
+
+
+def store_key(component: Component, encoder: VisionEncoder, spec: ImageSpec) -> str:
+    """A hash of all that features depend on besides the picture: the encoder's weights, options and
+    code, and how a picture becomes tiles."""
+    digest = hashlib.blake2b(digest_size=16)
+    config = {"encoder": component.model_dump(mode="json"), "image": asdict(spec)}
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    for module in (preprocessing, sys.modules[type(encoder).__module__]):
+        digest.update(inspect.getsource(module).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def fill(
+    captioner: Captioner,
+    mix: Mix,
+    num_positions: int,
+    spec: ImageSpec,
+    store: FeatureStore,
+    ranks: Ranks,
+    num_workers: int = 0,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> int:
+    """Encode every picture of the first `num_positions` samples of the mix that the store lacks.
+
+    Encodes in fp32, each rank its share. Pictures that cannot be read are left out: training rejects
+    and counts them. Finished shards stay when it is interrupted. Returns the number of pictures
+    encoded on all ranks. Collective. Raises SaveError when the disk cannot hold them.
+    """
+    # one rank looks: another could see shards that a third has written meanwhile, and share out otherwise
+    missing = ranks.on_first(lambda: missing_images(mix, num_positions, store, num_workers))
+    if not missing:
+        store.refresh()
+        return 0
+    encoder = captioner.vision_encoder
+    image_bytes = encoder.num_patches * encoder.hidden_size * torch.bfloat16.itemsize
+    ranks.on_first(lambda: _check_space(store.folder, len(missing), image_bytes))
+    share = missing[ranks.rank :: ranks.world_size]
+    failed: OSError | None = None
+    done = 0
+    try:
+        done = _encode(captioner, share, spec, store, num_workers, batch_size, progress or _Lines(ranks))
+    except OSError as error:
+        failed = error
+    for found in ranks.gather(failed):
+        if found is not None:
+            what = "no space left" if is_full(found) else "cannot be written"
+            raise SaveError(f"{store.folder}: the feature cache: {what} ({found}). What is done stays.")
+    done = int(ranks.sum([done])[0])
+    store.refresh()
+    return done
+
+
+def _check_space(folder: Path, num_images: int, image_bytes: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = num_images * image_bytes, shutil.disk_usage(folder).free
+    log.info(
+        "feature cache: %d pictures to encode, %s in %s (%s free)",
+        num_images,
+        megabytes(needed),
+        folder,
+        megabytes(free),
+    )
+    if needed > free:
+        raise SaveError(
+            f"{folder}: the features of {num_images} pictures take {megabytes(needed)}, and "
+            f"{megabytes(free)} are free. Make room, point PRISMCAP_CACHE at another disk, or set "
+            "feature_cache: false."
+        )
+
+
+def missing_images(
+    mix: Mix, num_positions: int, store: FeatureStore, num_workers: int = 0
+) -> list[MissingImage]:
+    """Every picture of these samples that is not stored, once, in the order of first use."""
+    # one epoch holds every sample; positions past it only repeat them
+    walk = DataLoader(
+        _Fingerprints(mix),
+        batch_size=None,
+        sampler=range(min(num_positions, len(mix))),
+        num_workers=num_workers,
+        collate_fn=_as_is,
+        generator=torch.Generator(),
+    )
+    found: dict[str, ImageRef] = {}
+    for images in walk:
+        for fingerprint, image in images:
+            if fingerprint not in store:
+                found.setdefault(fingerprint, image)
+    return [MissingImage(fingerprint, image) for fingerprint, image in found.items()]
+
+
+@dataclass(frozen=True)
+class MissingImage:
+    fingerprint: str
+    image: ImageRef
+
+
+class _Fingerprints(Dataset[Any]):
+    """Pictures of a sample, by position, with their fingerprints; for loader workers."""
+
+    def __init__(self, mix: Mix) -> None:
+        self.mix = mix
+
+    def __getitem__(self, position: int) -> list[tuple[str, ImageRef]]:
+        try:
+            return [(image.fingerprint(), image) for image in self.mix.sample_at(position).images]
+        except SampleRejected:
+            return []
+
+
+class _Pictures(Dataset[Any]):
+    """Tiles as arrays (a worker's tensors would each take a file of shared memory); None if unreadable."""
+
+    def __init__(self, images: Sequence[MissingImage], spec: ImageSpec) -> None:
+        self.images = images
+        self.inputs = PixelInputs(spec)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[str, Any, tuple[int, int]] | None:
+        item = self.images[index]
+        try:
+            tiles, size = self.inputs.read(item.image)
+        except SampleRejected:
+            return None
+        return item.fingerprint, tiles.numpy(), size
+
+
+def _as_is(item: Any) -> Any:
+    return item
+
+
+def _encode(
+    captioner: Captioner,
+    images: Sequence[MissingImage],
+    spec: ImageSpec,
+    store: FeatureStore,
+    num_workers: int,
+    batch_size: int,
+    progress: Progress,
+) -> int:
+    loader = DataLoader(
+        _Pictures(images, spec),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=_as_is,
+        generator=torch.Generator(),
+    )
+    shard: list[StoredImage] = []
+    shard_bytes = 0
+    done, started_s = 0, time.perf_counter()
+    for seen, stored in enumerate(_encoded(captioner, loader), start=1):
+        shard.append(stored)
+        shard_bytes += stored.features.nbytes
+        if shard_bytes >= SHARD_BYTES:
+            save_weights(shard_path(store.folder), shard_tensors(shard))
+            shard, shard_bytes = [], 0
+        progress(seen, len(images), seen / (time.perf_counter() - started_s))
+        done = seen
+    if shard:
+        save_weights(shard_path(store.folder), shard_tensors(shard))
+    return done
+
+
+def _encoded(captioner: Captioner, loader: DataLoader[Any]) -> Iterator[StoredImage]:
+    """Features of each readable picture, bf16 on the CPU."""
+    captioner.vision_encoder.eval()
+    for group in loader:
+        readable = [item for item in group if item is not None]
+        if not readable:
+            continue
+        tiles = [torch.from_numpy(tiles) for _, tiles, _ in readable]
+        with torch.no_grad():
+            features: Tensor = captioner.encode_images(torch.cat(tiles).to(captioner.device))
+        parts = features.to("cpu", torch.bfloat16).split([len(part) for part in tiles])
+        for (fingerprint, _, size), part in zip(readable, parts, strict=True):
+            yield StoredImage(fingerprint, part, size)
+
+
+class _Lines:
+    """One line every few seconds on rank 0."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.shown = ranks.is_first
+        self.last_s = time.monotonic()
+
+    def __call__(self, done: int, total: int, images_per_s: float) -> None:
+        now = time.monotonic()
+        if self.shown and (done == total or now - self.last_s >= LINE_EVERY_S):
+            self.last_s = now
+            log.info("feature cache: %d of %d pictures, %.1f a second", done, total, images_per_s)

@@ -1,0 +1,153 @@
+"""The training loop of one stage."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from prismcap.data.loader import RejectionTally, StepData
+from prismcap.train.distributed import Ranks
+from prismcap.train.engines._contract import Engine, NonFiniteError, StepResult
+from prismcap.train.sinks._contract import Sink
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """What a callback hears after each step. `record` is what the sinks get; see make_record."""
+
+    stage: str
+    step: int
+    total_steps: int
+    engine: Engine
+    sample_ids: tuple[str, ...]  # of this rank
+    record: Mapping[str, Any]
+
+
+class StepCallback(Protocol):
+    def __call__(self, event: StepEvent) -> None:
+        """Called on every rank after every step; work on the weights belongs in engine.eval_context()."""
+
+
+def fit(
+    stage: str,
+    engine: Engine,
+    steps: Iterator[StepData],
+    total_steps: int,
+    tally: RejectionTally,
+    ranks: Ranks,
+    sinks: Sequence[Sink] = (),
+    callbacks: Sequence[StepCallback] = (),
+    save: Callable[[int], None] | None = None,
+    save_every: int | None = None,
+) -> None:
+    """Take steps from `engine.step` to `total_steps`. `steps` starts at the step that comes next.
+
+    `save(step)` is called after every `save_every`-th step but the last, which its caller saves as
+    final. Raises NonFiniteError naming stage, step and samples, DataError when too many were rejected.
+    """
+    for sink in sinks:
+        sink.start_stage(stage, total_steps, engine.step)
+    while engine.step < total_steps:
+        started_s = time.perf_counter()
+        data = next(steps)
+        waited_s = time.perf_counter() - started_s
+        tally.add(of_all_ranks(data, ranks))
+        rates = engine.learning_rates()
+        step = engine.step + 1
+        try:
+            result = engine.train_step(data.micro_batches)
+        except NonFiniteError as error:
+            raise NonFiniteError(_explain(error, stage, step), error.sample_ids) from error
+        if result.skipped and ranks.is_first:
+            log.warning("stage %s, step %d skipped: no supervised token in any of its samples", stage, step)
+        record = make_record(stage, step, result, rates, data, waited_s, started_s, ranks)
+        record["rejected"] = dict(tally.by_reason)
+        if ranks.is_first:
+            for sink in sinks:
+                sink.write(record)
+        for callback in callbacks:
+            callback(StepEvent(stage, step, total_steps, engine, data.sample_ids, record))
+        if save is not None and save_every is not None and step % save_every == 0 and step < total_steps:
+            save(step)
+
+
+def make_record(
+    stage: str,
+    step: int,
+    result: StepResult,
+    rates: Mapping[str, float],
+    data: StepData,
+    waited_s: float,
+    started_s: float,
+    ranks: Ranks,
+) -> dict[str, Any]:
+    """One step as the sinks see it. Collective: counts are sums over ranks, times and memory maxima.
+
+    loss and grad_norm are None for a skipped step. padding_share: of the positions computed.
+    data_wait_share: of the step's time.
+    """
+    time_s, waited_s, peak_mb = ranks.max([time.perf_counter() - started_s, waited_s, peak_memory_mb()])
+    batches = data.micro_batches
+    samples, tokens, positions = ranks.sum(
+        [
+            len(data.sample_ids),
+            sum(batch.num_tokens for batch in batches),
+            sum(batch.input_ids.numel() for batch in batches),
+        ]
+    )
+    return {
+        "stage": stage,
+        "step": step,
+        "loss": None if result.skipped else result.loss,
+        **{f"lr/{name}": rate for name, rate in rates.items()},
+        "grad_norm": None if result.skipped else result.grad_norm,
+        "supervised_tokens": result.num_target_tokens,
+        "samples_per_s": samples / time_s,
+        "tokens_per_s": tokens / time_s,
+        "supervised_tokens_per_s": result.num_target_tokens / time_s,
+        "padding_share": 1 - tokens / positions if positions else 0.0,
+        "data_wait_share": waited_s / time_s,
+        "peak_memory_mb": peak_mb,
+        "time_s": time_s,
+        "skipped": result.skipped,
+    }
+
+
+def of_all_ranks(data: StepData, ranks: Ranks) -> StepData:
+    """The step with the rejections of every rank, so that all decide alike whether to go on. Collective."""
+    rejected, samples = ranks.sum([sum(data.num_rejected.values()), data.num_samples])
+    if not rejected:
+        return replace(data, num_samples=int(samples))
+    by_reason: Counter[str] = Counter()
+    messages: list[str] = []
+    for counts, texts in ranks.gather((data.num_rejected, data.messages)):
+        by_reason.update(counts)
+        messages.extend(texts)
+    return replace(data, num_samples=int(samples), num_rejected=dict(by_reason), messages=tuple(messages))
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has held: of the GPU if there is one, else resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _explain(error: NonFiniteError, stage: str, step: int) -> str:
+    names = ", ".join(error.sample_ids[:20]) + (" …" if len(error.sample_ids) > 20 else "")
+    return (
+        f"stage {stage}, step {step}: {error.what}. Samples: {names}. The weights are as before this step. "
+        "Look at these samples (prismcap data inspect), lower the learning rate, or train in fp32; the last "
+        "checkpoint is good: --resume auto goes on from it."
+    )

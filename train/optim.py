@@ -1,0 +1,97 @@
+"""AdamW over the parameter groups of a stage, and its learning rate as a function of the step.
+
+The schedule keeps no state of its own: the lr of step k is a pure function of k, so a resumed run
+needs nothing but its step number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from prismcap.configs.errors import ConfigError
+from prismcap.configs.schema.stage import Group, GroupConfig, OptimizerConfig, ScheduleConfig
+from prismcap.model.trainable import group_of
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], train: Mapping[Group, GroupConfig]
+) -> list[dict[str, Any]]:
+    """Optimiser groups of what trains: per group one with weight decay and one without.
+
+    1-D parameters (biases, norms, scales) are not decayed: pulling a norm's scale to zero
+    regularises nothing. Each dict has `name` (the group), `params`, `parameter_names`, `lr`,
+    `initial_lr` and `weight_decay`. Raises ConfigError when a group of `train` has no parameter.
+    """
+    parts: dict[tuple[Group, bool], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            parts.setdefault((group_of(name), parameter.ndim > 1), []).append((name, parameter))
+    for group in train:
+        if not any(key[0] == group for key in parts):
+            raise ConfigError(f"train.{group}: this part of the model has no parameter to train")
+    groups = []
+    for (group, decays), members in parts.items():
+        if group not in train:
+            raise ConfigError(f"{members[0][0]} requires a gradient, but {group} is not in train")
+        groups.append(
+            {
+                "name": group,
+                "params": [parameter for _, parameter in members],
+                "parameter_names": [name for name, _ in members],
+                "lr": train[group].lr,
+                "initial_lr": train[group].lr,
+                "weight_decay": train[group].weight_decay if decays else 0.0,
+            }
+        )
+    return groups
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW in its fused form (CPU and CUDA): one pass over the memory in place of about ten."""
+    return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True)
+
+
+def warmup_steps(schedule: ScheduleConfig, total_steps: int) -> int:
+    """The part of the run in which the lr rises linearly, rounded up to whole steps."""
+    return math.ceil(schedule.warmup_ratio * total_steps)
+
+
+def lr_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
+    """What the configured lr is multiplied by in step `step` (from 0).
+
+    Warm-up goes 1/w, 2/w … 1; then the chosen curve falls towards `min_lr_ratio`, which it would
+    reach in step `total_steps`.
+    """
+    warmup = warmup_steps(schedule, total_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    if schedule.name == "constant":
+        return 1.0
+    fall = progress if schedule.name == "linear" else (1.0 - math.cos(math.pi * progress)) / 2
+    return 1.0 - (1.0 - schedule.min_lr_ratio) * fall
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Scale every group's configured lr."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The lr by group name."""
+    return {str(group["name"]): float(group["lr"]) for group in optimizer.param_groups}
+
+
+def total_steps(schedule: ScheduleConfig, num_samples: int, samples_per_step: int) -> int:
+    """The length of a stage in optimiser steps. Epochs follow one another without a gap, so only the
+    last step may reach past its epoch."""
+    if schedule.max_steps is not None:
+        return schedule.max_steps
+    assert schedule.epochs is not None
+    return math.ceil(schedule.epochs * num_samples / samples_per_step)

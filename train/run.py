@@ -1,0 +1,252 @@
+"""A whole run: every stage in order, each from where it stands.
+
+A stage starts from what its predecessors left on disk, also when they ran in the same process: the way
+into a stage is then the same for a run that was killed between two stages and one that was not.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prismcap.configs.errors import ConfigError
+from prismcap.configs.registry import component_module, component_options
+from prismcap.configs.schema.run import RunConfig
+from prismcap.configs.schema.stage import StageConfig
+from prismcap.data.encode import build_encoder
+from prismcap.data.features import FeatureInputs
+from prismcap.data.loader import RejectionTally, StepLoader
+from prismcap.data.mix import Mix, build_mix
+from prismcap.data.pack import PixelInputs
+from prismcap.data.sources._contract import SourceContext
+from prismcap.model.build import build_captioner
+from prismcap.model.captioner import Captioner
+from prismcap.model.restore import load_trained
+from prismcap.model.trainable import prepare_stage, trainable_parameters
+from prismcap.model.weights import save_weights
+from prismcap.train import checkpoint as checkpoints
+from prismcap.train.checkpoint import FINAL, DamagedError, Manifest
+from prismcap.train.distributed import Ranks
+from prismcap.train.engines._contract import Engine
+from prismcap.train.feature_cache import fill, open_store
+from prismcap.train.fit import StepCallback, fit
+from prismcap.train.optim import total_steps
+from prismcap.train.runfolder import comparable, open_run
+from prismcap.train.sinks import jsonl, progress
+from prismcap.train.sinks._contract import Sink
+
+log = logging.getLogger(__name__)
+
+BeforeTraining = Callable[[Captioner, RunConfig], None]
+
+
+def run_training(
+    config: RunConfig,
+    resume: str = "never",
+    before_training: Sequence[BeforeTraining] = (),
+    callbacks: Sequence[StepCallback] = (),
+    ranks: Ranks | None = None,
+) -> Path:
+    """Train every stage that has not finished. Returns the run's folder. Collective.
+
+    resume: `never`, `auto`, or a checkpoint folder; see runfolder.open_run.
+    before_training: called on rank 0 with the captioner before the first step that is made.
+    Raises ConfigError, DataError, NonFiniteError, SaveError.
+    """
+    ranks = ranks or Ranks()
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    with open_run(config, resume, ranks) as run_dir:
+        sinks = open_sinks(config, run_dir) if ranks.is_first else []
+        try:
+            pending = [name for name in config.stages if not _has_final(run_dir / name, ranks)]
+            for name in config.stages:
+                if name not in pending:
+                    log.info("stage %s: finished before", name)
+                    continue
+                captioner = _captioner_before(name, config, run_dir)
+                if name == pending[0]:
+                    for hook in before_training:
+                        ranks.on_first(partial(hook, captioner, config))
+                run = _StageRun(config, name, run_dir / name, ranks)
+                run.train(captioner, sinks, callbacks)
+                del captioner
+        finally:
+            for sink in sinks:
+                sink.close()
+    return run_dir
+
+
+def open_sinks(config: RunConfig, run_dir: Path) -> list[Sink]:
+    """The log file, the terminal, and the sinks that the config names."""
+    named = [component_module("sink", name, "logging.sinks") for name in config.logging.sinks]
+    return [module.build(config, run_dir) for module in (jsonl, progress, *named)]
+
+
+def _has_final(stage_dir: Path, ranks: Ranks) -> bool:
+    def look() -> bool:
+        if not (stage_dir / FINAL).is_dir():
+            return False
+        try:
+            checkpoints.verify(stage_dir / FINAL)
+        except DamagedError as error:
+            log.warning("%s. The stage goes on from the checkpoint before its end.", error)
+            return False
+        return True
+
+    return ranks.on_first(look)
+
+
+def _captioner_before(stage: str, config: RunConfig, run_dir: Path) -> Captioner:
+    """As the stages before this one left it."""
+    names = list(config.stages)
+    index = names.index(stage)
+    if index == 0:
+        return build_captioner(config.model, seed=config.seed)
+    captioner, _ = load_trained(run_dir, last_stage=names[index - 1])
+    return captioner
+
+
+def stage_loader(config: RunConfig, name: str, captioner: Captioner, ranks: Ranks) -> StepLoader:
+    """The data of a stage for one rank, from its first step on, with pictures as tiles."""
+    stage = config.stages[name]
+    where = f"stages.{name}"
+    context = SourceContext(config.seed, stage.data.max_image_pixels)
+    # a sample is never split over rows, so a row bounds it too
+    max_tokens = min(stage.data.max_tokens, stage.batch.row_tokens)
+    tokenizer, token_spec = captioner.tokenizer, captioner.token_spec
+    return StepLoader(
+        mix=build_mix(stage.data, context, f"{where}.data"),
+        encoder=build_encoder(stage.template, tokenizer, token_spec, max_tokens, f"{where}.template"),
+        batch=stage.batch,
+        images=PixelInputs(replace(captioner.image_spec, geometry=stage.data.geometry)),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        num_workers=stage.data.num_workers,
+    )
+
+
+def build_engine(config: RunConfig, name: str, captioner: Captioner, steps: int, ranks: Ranks) -> Engine:
+    """The engine of a stage of `steps` steps, over a captioner that prepare_stage has made ready."""
+    stage = config.stages[name]
+    module, options = component_options("engine", stage.engine, f"stages.{name}.engine")
+    engine: Engine = module.build(options, captioner, stage, steps, ranks)
+    return engine
+
+
+def seed_everything(seed: int, stage_index: int, rank: int) -> None:
+    """Dropout and the like: their own numbers for every stage and rank."""
+    state = np.random.SeedSequence([seed % 2**63, stage_index, rank]).generate_state(3)
+    random.seed(int(state[0]))
+    np.random.seed(int(state[1]))
+    torch.manual_seed(int(state[2]))
+
+
+@dataclass
+class _StageRun:
+    config: RunConfig
+    name: str
+    folder: Path
+    ranks: Ranks
+
+    @property
+    def stage(self) -> StageConfig:
+        return self.config.stages[self.name]
+
+    def train(self, captioner: Captioner, sinks: Sequence[Sink], callbacks: Sequence[StepCallback]) -> None:
+        """From the newest checkpoint, or the start, to `final`."""
+        stage, ranks = self.stage, self.ranks
+        self.folder.mkdir(exist_ok=True)
+        seed_everything(self.config.seed, list(self.config.stages).index(self.name), ranks.rank)
+        prepare_stage(captioner, stage.train, seed=self.config.seed)
+        if stage.gradient_checkpointing:
+            captioner.enable_gradient_checkpointing()
+        captioner.to(ranks.device)
+        loader = stage_loader(self.config, self.name, captioner, ranks)
+        steps = total_steps(stage.schedule, len(loader.mix), stage.batch.samples_per_step)
+        if stage.feature_cache:
+            loader = replace(loader, images=self._features(captioner, loader.mix, steps))
+        trainable = sum(parameter.numel() for parameter in trainable_parameters(captioner).values())
+        log.info("stage %s: %d steps, %d weights train", self.name, steps, trainable)
+        engine = build_engine(self.config, self.name, captioner, steps, ranks)
+        tally = RejectionTally(stage.data.max_rejected_share, steps * stage.batch.samples_per_step)
+        self._go_on(engine, tally)
+        rest = replace(loader, start_step=engine.step, num_steps=steps - engine.step)
+
+        def save(step: int) -> None:
+            self._save(engine, tally, step, trainable)
+
+        every = stage.checkpoint.every_steps
+        fit(self.name, engine, iter(rest), steps, tally, ranks, sinks, callbacks, save, every)
+        self._save_final(engine, tally, trainable)
+        engine.close()
+        gc.collect()
+        if ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _features(self, captioner: Captioner, mix: Mix, steps: int) -> FeatureInputs:
+        stage = self.stage
+        spec = replace(captioner.image_spec, geometry=stage.data.geometry)
+        store = open_store(self.config.model.vision_encoder, captioner.vision_encoder, spec)
+        positions = steps * stage.batch.samples_per_step
+        fill(captioner, mix, positions, spec, store, self.ranks, stage.data.num_workers)
+        return FeatureInputs(store)
+
+    def _go_on(self, engine: Engine, tally: RejectionTally) -> None:
+        """Put engine, counts and random generators where the newest whole checkpoint has them."""
+        found = self.ranks.on_first(lambda: checkpoints.newest(self.folder))
+        if found is None:
+            return
+        folder, manifest = found
+        if engine.fixed_world_size and manifest.world_size != self.ranks.world_size:
+            raise ConfigError(
+                f"{folder} was written by {manifest.world_size} processes, this run has "
+                f"{self.ranks.world_size}: engine {self.stage.engine.name} can only go on with as many. "
+                f"Start {manifest.world_size} processes, or train the stage anew under another name=…"
+            )
+        engine.load(folder)
+        tally.num_seen = manifest.step * self.stage.batch.samples_per_step
+        tally.by_reason.update(manifest.rejected)
+        checkpoints.load_random_state(folder, self.ranks.rank)
+        log.info("stage %s: goes on after step %d (%s)", self.name, engine.step, folder)
+
+    def _manifest(self, tally: RejectionTally, step: int) -> Manifest:
+        return Manifest(
+            stage=self.name,
+            step=step,
+            world_size=self.ranks.world_size,
+            engine=self.stage.engine.name,
+            config=comparable(self.config, self.name),
+            rejected=dict(tally.by_reason),
+        )
+
+    def _save(self, engine: Engine, tally: RejectionTally, step: int, trainable: int) -> None:
+        def write(folder: Path) -> None:
+            engine.save(folder)
+            checkpoints.save_random_state(folder, self.ranks.rank)
+
+        # a weight and Adam's two moments, four bytes each
+        self._put(checkpoints.step_name(step), self._manifest(tally, step), write, trainable * 12)
+        keep = self.stage.checkpoint.keep
+        self.ranks.on_first(lambda: checkpoints.prune(self.folder, keep))
+
+    def _save_final(self, engine: Engine, tally: RejectionTally, trainable: int) -> None:
+        weights = engine.gathered_state()
+
+        def write(folder: Path) -> None:
+            if self.ranks.is_first:
+                save_weights(folder / "weights.safetensors", weights)
+
+        self._put(FINAL, self._manifest(tally, engine.step), write, trainable * 4)
+
+    def _put(self, name: str, manifest: Manifest, write: Callable[[Path], Any], needed_bytes: int) -> None:
+        checkpoints.save_checkpoint(self.folder, name, manifest, write, self.ranks, needed_bytes)

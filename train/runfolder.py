@@ -1,0 +1,215 @@
+"""The folder of a run: can it be written, is it ours alone, and does what is there fit the config."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from prismcap.configs.errors import ConfigError
+from prismcap.configs.load import to_yaml
+from prismcap.configs.schema.run import RunConfig
+from prismcap.train.checkpoint import (
+    FINAL,
+    MANIFEST,
+    DamagedError,
+    Manifest,
+    read_manifest,
+    remove_unfinished,
+    step_folders,
+    verify,
+)
+from prismcap.train.distributed import Ranks
+from prismcap.train.files import replace_text
+from prismcap.train.sinks.jsonl import NAME as LOG_NAME
+
+LOCK = ".lock"
+CONFIG = "config.yaml"
+# what may change between a run and its going on: it changes no weight
+IGNORED = ("data.num_workers", "data.max_rejected_share", "checkpoint.every_steps", "checkpoint.keep")
+
+
+def run_folder(config: RunConfig) -> Path:
+    return Path(config.output_dir).expanduser() / config.name
+
+
+@contextmanager
+def open_run(config: RunConfig, resume: str, ranks: Ranks) -> Iterator[Path]:
+    """The run's folder, locked and checked, with its config.yaml. Collective.
+
+    resume: `never` wants an empty folder, `auto` goes on with what is there, a path names the
+    checkpoint to go on from. Raises ConfigError when the folder cannot be written, is in use, or holds
+    work of another config.
+    """
+    with ExitStack() as stack:
+        run_dir = ranks.on_first(lambda: _open(config, resume, stack))
+        yield run_dir
+
+
+def _open(config: RunConfig, resume: str, stack: ExitStack) -> Path:
+    run_dir = run_folder(config)
+    stack.enter_context(_locked(run_dir))
+    _check_writable(run_dir)
+    if resume == "never":
+        _check_empty(run_dir)
+    elif resume != "auto":
+        adopt(Path(resume), run_dir, config)
+    for stage in config.stages:
+        remove_unfinished(run_dir / stage)
+        check_same(config, run_dir / stage)
+    replace_text(run_dir / CONFIG, to_yaml(config))
+    return run_dir
+
+
+@contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    """flock, which the system lets go of however the process ends."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file: IO[str] = (run_dir / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(run_dir, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise ConfigError(
+                f"{run_dir}: another process trains into this folder ({file.read().strip() or 'unknown'}). "
+                "Wait for it, or give this run another name (name=…)."
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def _check_writable(run_dir: Path) -> None:
+    probe = run_dir / f".probe-{os.getpid()}"
+    try:
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise _unwritable(run_dir, error) from error
+
+
+def _unwritable(run_dir: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"output_dir: {run_dir} cannot be written ({error.strerror or error}). "
+        "Set output_dir=… to a folder of yours."
+    )
+
+
+def _contents(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in run_dir.iterdir() if path.name != LOCK)
+
+
+def _check_empty(run_dir: Path) -> None:
+    if _contents(run_dir):
+        raise ConfigError(
+            f"{run_dir} already holds a run. Go on with it: --resume auto. Or start another one: name=…"
+        )
+
+
+def comparable(config: RunConfig, stage: str) -> dict[str, Any]:
+    """What must be equal to go on with a stage, flat: `stages.align.schedule.epochs` -> 1."""
+    values: dict[str, Any] = {"seed": config.seed}
+    values |= flat(config.model.model_dump(mode="json"), "model")
+    own = flat(config.stages[stage].model_dump(mode="json"))
+    values |= {f"stages.{stage}.{key}": value for key, value in own.items() if key not in IGNORED}
+    return values
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as one mapping with dotted keys."""
+    if isinstance(value, Mapping):
+        items: Any = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    else:
+        return {prefix: value}
+    result: dict[str, Any] = {}
+    for key, item in items:
+        result |= flat(item, f"{prefix}.{key}" if prefix else str(key))
+    return result
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`key: 1 then, 2 now` for each key that differs."""
+    return [
+        f"{key}: {saved.get(key, 'not there')!r} then, {now.get(key, 'not there')!r} now"
+        for key in sorted(saved.keys() | now.keys())
+        if saved.get(key, ...) != now.get(key, ...)
+    ]
+
+
+def check_same(config: RunConfig, stage_dir: Path) -> None:
+    """Raise ConfigError naming the keys in which a checkpoint of the stage differs from the config."""
+    for folder in (stage_dir / FINAL, *reversed(step_folders(stage_dir))):
+        if not (folder / MANIFEST).is_file():
+            continue
+        try:
+            manifest = read_manifest(folder)
+        except DamagedError:
+            continue  # passed over, with a warning, when checkpoints are looked for
+        _check_manifest(manifest, config, folder)
+
+
+def _check_manifest(manifest: Manifest, config: RunConfig, folder: Path) -> None:
+    changed = differences(manifest.config, comparable(config, manifest.stage))
+    if changed:
+        raise ConfigError(
+            f"{folder} was trained with another config; it cannot go on with this one:\n  "
+            + "\n  ".join(changed)
+            + "\nSet these back, or start another run with name=…"
+        )
+
+
+def adopt(checkpoint: Path, run_dir: Path, config: RunConfig) -> None:
+    """Make `checkpoint` (…/<run>/<stage>/step-N) the point from which `auto` goes on in `run_dir`.
+
+    From another run's folder, it and the stages before it are copied into an empty one. In the run's
+    own folder it must be the newest work: nothing is thrown away. Raises ConfigError.
+    """
+    if not (checkpoint / MANIFEST).is_file():
+        raise ConfigError(
+            f"--resume {checkpoint}: no checkpoint there. Give auto, never, or a step-… folder."
+        )
+    manifest = verify(checkpoint)
+    if manifest.stage not in config.stages or checkpoint.name == FINAL:
+        raise ConfigError(
+            f"--resume {checkpoint}: not a step-… folder of one of the stages {', '.join(config.stages)}"
+        )
+    _check_manifest(manifest, config, checkpoint)
+    stages = list(config.stages)
+    before = stages[: stages.index(manifest.stage)]
+    origin = checkpoint.resolve().parent.parent
+    if origin == run_dir.resolve():
+        newer = _newer(run_dir, stages[len(before) :], checkpoint)
+        if newer:
+            raise ConfigError(
+                f"--resume {checkpoint}: {newer[0]} is newer, and would be overwritten. "
+                "Take --resume auto, or branch off into a new run with name=…"
+            )
+        return
+    _check_empty(run_dir)
+    for stage in before:
+        verify(origin / stage / FINAL)
+        _check_manifest(read_manifest(origin / stage / FINAL), config, origin / stage / FINAL)
+        shutil.copytree(origin / stage / FINAL, run_dir / stage / FINAL)
+    shutil.copytree(checkpoint, run_dir / manifest.stage / checkpoint.name)
+    if (origin / LOG_NAME).is_file():
+        shutil.copy(origin / LOG_NAME, run_dir / LOG_NAME)
+
+
+def _newer(run_dir: Path, stages: list[str], checkpoint: Path) -> list[Path]:
+    """Steps of the checkpoint's stage after it, its final, and whatever later stages hold."""
+    own = [folder for folder in step_folders(run_dir / stages[0]) if folder.name > checkpoint.name]
+    later = [folder for stage in stages[1:] for folder in step_folders(run_dir / stage)]
+    finals = [run_dir / stage / FINAL for stage in stages if (run_dir / stage / FINAL).exists()]
+    return own + finals + later

@@ -1,0 +1,66 @@
+"""What the person at the terminal sees: a bar, or a line every few seconds where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from prismcap.configs.schema.run import RunConfig
+
+LINE_EVERY_S = 10.0
+
+
+def build(config: RunConfig, run_dir: Path) -> ProgressSink:  # noqa: ARG001
+    return ProgressSink(sys.stderr)
+
+
+class ProgressSink:
+    """The bar redraws one line; a log file gets whole lines instead, the first and last step among them."""
+
+    def __init__(self, stream: IO[str], line_every_s: float = LINE_EVERY_S) -> None:
+        self.stream = stream
+        self.line_every_s = line_every_s
+        self.total_steps = 0
+        self.bar: Any = None
+        self.last_line_s = -line_every_s
+
+    def start_stage(self, stage: str, total_steps: int, step: int) -> None:
+        from tqdm import tqdm
+
+        self.close()
+        self.total_steps = total_steps
+        self.last_line_s = -self.line_every_s
+        if self.stream.isatty():
+            self.bar = tqdm(total=total_steps, initial=step, desc=stage, unit="step", file=self.stream)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        if self.bar is not None:
+            self.bar.update(1)
+            self.bar.set_postfix_str(
+                f"{_loss(record)}, {record['samples_per_s']:.1f} samples/s", refresh=False
+            )
+            return
+        now = time.monotonic()
+        if now - self.last_line_s >= self.line_every_s or record["step"] == self.total_steps:
+            self.last_line_s = now
+            print(self._line(record), file=self.stream, flush=True)
+
+    def _line(self, record: Mapping[str, Any]) -> str:
+        left_s = (self.total_steps - record["step"]) * record["time_s"]
+        return (
+            f"{record['stage']} step {record['step']}/{self.total_steps}  {_loss(record)}  "
+            f"{record['samples_per_s']:.1f} samples/s  "
+            f"waiting for data {record['data_wait_share']:.0%}  about {left_s / 60:.1f} min left"
+        )
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def _loss(record: Mapping[str, Any]) -> str:
+    return "skipped" if record["skipped"] else f"loss {record['loss']:.4f}"

@@ -1,0 +1,67 @@
+"""What every engine does with a step before and after its own backward passes.
+
+The loss of a step is the sum over all micro-batches of all ranks, divided by their supervised
+tokens. Both counts are therefore agreed on before the first backward, and ranks with fewer
+micro-batches run empty ones, so that each rank runs the same modules equally often.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from prismcap.data.pack import empty_batch
+from prismcap.data.schema import Batch
+from prismcap.train.distributed import Ranks
+from prismcap.train.engines._contract import NonFiniteError
+
+
+@dataclass(frozen=True)
+class AgreedStep:
+    """This rank's micro-batches, equally many on every rank, and the supervised tokens of all ranks."""
+
+    micro_batches: tuple[Batch, ...]
+    num_target_tokens: int
+
+
+def agree(micro_batches: Sequence[Batch], ranks: Ranks) -> AgreedStep:
+    """Count over all ranks and fill up with empty micro-batches. Collective."""
+    tokens = ranks.sum([sum(batch.num_target_tokens for batch in micro_batches)])[0]
+    rounds = int(ranks.max([len(micro_batches)])[0])
+    missing = [_idle_batch() for _ in range(rounds - len(micro_batches))]
+    return AgreedStep((*micro_batches, *missing), int(tokens))
+
+
+def _idle_batch() -> Batch:
+    """One token that nothing is asked of. It counts as a sample and not as padding: attention that skips
+    padding would leave queries and keys without a gradient, and the other ranks waiting for it."""
+    batch = empty_batch(pad_id=0)
+    return replace(batch, segment_ids=torch.ones_like(batch.segment_ids))
+
+
+def checked_loss(step: AgreedStep, loss_sums: Sequence[float], ranks: Ranks) -> float:
+    """The loss of the whole step from this rank's sums. Collective.
+
+    Raises NonFiniteError, on every rank, naming the samples of the micro-batches at fault.
+    """
+    total = ranks.sum([math.fsum(loss_sums) if all(map(math.isfinite, loss_sums)) else math.nan])[0]
+    if math.isfinite(total):
+        return total / step.num_target_tokens
+    bad = [
+        name
+        for batch, loss_sum in zip(step.micro_batches, loss_sums, strict=True)
+        if not math.isfinite(loss_sum)
+        for name in batch.sample_ids
+    ]
+    raise NonFiniteError("the loss is not finite", [name for part in ranks.gather(bad) for name in part])
+
+
+def check_gradient(step: AgreedStep, grad_norm: float, ranks: Ranks) -> None:
+    """Raise NonFiniteError, on every rank, when the norm is not finite. `grad_norm` is equal on all ranks."""
+    if not math.isfinite(grad_norm):
+        names = [name for batch in step.micro_batches for name in batch.sample_ids]
+        everywhere = [name for part in ranks.gather(names) for name in part]
+        raise NonFiniteError("the gradient is not finite", everywhere)
