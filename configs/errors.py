@@ -10,6 +10,10 @@ class ConfigError(ValueError):
     """Names the file, the key path, the value and what would be right."""
 
 
+class DataError(ValueError):
+    """Bad input data; the message names file, row, key and value, and what would be right."""
+
+
 class MissingExtraError(ImportError):
     """An optional package is needed. Says which extra installs it."""
 

@@ -13,13 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from prismcap.configs.errors import DataError
+
 Role = Literal["system", "user", "assistant"]
 Geometry = Literal["resize", "center_crop", "pad"]
 IGNORE_INDEX = -100
-
-
-class DataError(ValueError):
-    """Bad input data; the message names file, row, key and value, and what would be right."""
 
 
 class SampleRejected(DataError):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from prismcap.configs.errors import ConfigError, MissingExtraError, nearest
+from prismcap.configs.errors import ConfigError, DataError, MissingExtraError, nearest
 
 # name -> (module:attribute, one line for --help); the modules are not imported for --help
 COMMANDS = {
@@ -58,13 +59,18 @@ def cli() -> None:
     """
 
 
-def main() -> None:
-    """Run the command line; a user's mistake is one clear message and exit code 2."""
+def run(command: Callable[[], object]) -> None:
+    """Run a command; a user's mistake is one clear message and exit code 2, without a traceback."""
     try:
-        cli()
-    except (ConfigError, MissingExtraError) as error:
+        command()
+    except (ConfigError, DataError, MissingExtraError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
+
+
+def main() -> None:
+    """The entry point `prismcap`."""
+    run(cli)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,10 @@ def _open(config: RunConfig, resume: str, stack: ExitStack) -> Path:
 
 @contextmanager
 def _locked(run_dir: Path) -> Iterator[None]:
-    """flock, which the system lets go of however the process ends."""
+    """A lock that the system lets go of however the process ends.
+
+    lockf and not flock: the latter would live on in a loader worker that outlives a killed run.
+    """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         file: IO[str] = (run_dir / LOCK).open("a+", encoding="utf-8")
@@ -76,8 +79,8 @@ def _locked(run_dir: Path) -> Iterator[None]:
         raise _unwritable(run_dir, error) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
             file.seek(0)
             raise ConfigError(
                 f"{run_dir}: another process trains into this folder ({file.read().strip() or 'unknown'}). "

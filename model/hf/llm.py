@@ -20,8 +20,8 @@ def text_config(llm: Any, vocab_size: int) -> dict[str, Any]:
     config: dict[str, Any] = llm.config.to_dict()
     if "auto_map" in config:
         raise ConfigError(
-            f"the LLM ({config.get('model_type')}) runs code of its own and cannot be exported: convert it to "
-            "a model type of transformers, or train without an export (--no-dry-export)"
+            f"the LLM ({config.get('model_type')}) runs code of its own and cannot be exported: convert it "
+            "to a model type of transformers, or train without an export (--no-dry-export)"
         )
     for key in DROPPED_KEYS:
         config.pop(key, None)

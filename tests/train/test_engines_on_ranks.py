@@ -23,7 +23,9 @@ from prismcap.train.distributed import Ranks
 from prismcap.train.run import build_engine, stage_loader
 
 TRAIN = "{connector: {lr: 0.005}, llm: {lr: 0.01, weight_decay: 0.1}, vision_encoder: {lr: 0.01}}"
-FULL = (f"stages.instruct.train={TRAIN}", "stages.instruct.optimizer.eps=1e-3")
+# some steps are clipped and some are not
+CLIP = "stages.instruct.optimizer.clip_norm=5.0"
+FULL = (f"stages.instruct.train={TRAIN}", "stages.instruct.optimizer.eps=1e-3", CLIP)
 ONE_SAMPLE = "stages.instruct.batch.samples_per_step=1"  # the second rank has nothing to do
 STEPS = 5
 

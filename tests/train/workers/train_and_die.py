@@ -1,0 +1,77 @@
+"""Runs of run_training, some of which kill themselves with signal 9; one forked process each.
+
+Usage: train_and_die.py CONFIG OUT JOBS. JOBS is JSON: a list of {"overrides", "resume", "die"}, `die` being
+"", "after:STAGE:STEP" (after that step, before anything is saved), "writing:STAGE:STEP" (the checkpoint's
+files half written) or "renaming:STAGE:NAME" (all written, not yet put in place). Appends sample ids and the
+exact loss of each step to OUT/steps-<run name>.jsonl, and writes the exit codes to OUT/codes.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prismcap.configs.load import load_config
+from prismcap.train import checkpoint as checkpoints
+from prismcap.train.fit import StepEvent
+from prismcap.train.run import run_training
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_in(module: Any, name: str, where: str) -> None:
+    """Let a function of a module do half of its work when a path with `where` is in its arguments."""
+    real = getattr(module, name)
+
+    def replaced(*arguments: Any) -> Any:
+        if any(where in str(argument) for argument in arguments):
+            die()
+        return real(*arguments)
+
+    setattr(module, name, replaced)
+
+
+def run(job: dict[str, Any], config_path: str, out: Path) -> None:
+    torch.set_num_threads(1)
+    config = load_config(config_path, job["overrides"])
+    moment, _, place = job["die"].partition(":")
+    stage, _, name = place.partition(":")
+    if moment == "writing":
+        # weights and optimiser are there, random state and manifest are not
+        die_in(checkpoints, "save_random_state", f"/{stage}/.unfinished-{checkpoints.step_name(int(name))}")
+    elif moment == "renaming":
+        die_in(checkpoints, "_check_tensor_files", f"/{stage}/.unfinished-{name}")
+
+    def note(event: StepEvent) -> None:
+        loss = event.record["loss"]
+        line = [event.stage, event.step, list(event.sample_ids), None if loss is None else float(loss).hex()]
+        with (out / f"steps-{config.name}.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if moment == "after" and (event.stage, event.step) == (stage, int(name)):
+            die()
+
+    run_training(config, job["resume"], callbacks=[note])
+
+
+def main() -> None:
+    config_path, out, jobs = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+    codes = []
+    for job in jobs:
+        child = os.fork()
+        if child == 0:
+            run(job, config_path, out)
+            os._exit(0)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    (out / "codes.json").write_text(json.dumps(codes))
+
+
+if __name__ == "__main__":
+    main()
