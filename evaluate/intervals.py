@@ -44,7 +44,7 @@ def wilson(num_right: int, n: int, z: float = Z_95) -> Rate:
     share = num_right / n
     z2 = z * z
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (2 * n * n))
+    half = z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     # rounding must not push the bounds past the observed 0 or 1
     low = 0.0 if num_right == 0 else centre - half
     high = 1.0 if num_right == n else centre + half

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from prismcap.configs.cache import cache_dir
 from prismcap.configs.schema.base import Component
+from prismcap.configs.schema.stage import Precision
 from prismcap.data import image as preprocessing
 from prismcap.data.features import FeatureStore, StoredImage, shard_path, shard_tensors
 from prismcap.data.mix import Mix
@@ -43,16 +44,18 @@ LINE_EVERY_S = 10.0
 Progress = Callable[[int, int, float], None]
 
 
-def open_store(component: Component, encoder: VisionEncoder, spec: ImageSpec) -> FeatureStore:
-    """The store of this very encoder and preprocessing, in the cache folder."""
-    return FeatureStore(cache_dir() / "features" / store_key(component, encoder, spec))
+def open_store(
+    component: Component, encoder: VisionEncoder, spec: ImageSpec, precision: Precision
+) -> FeatureStore:
+    """The store of this very encoder, preprocessing and precision, in the cache folder."""
+    return FeatureStore(cache_dir() / "features" / store_key(component, encoder, spec, precision))
 
 
-def store_key(component: Component, encoder: VisionEncoder, spec: ImageSpec) -> str:
+def store_key(component: Component, encoder: VisionEncoder, spec: ImageSpec, precision: Precision) -> str:
     """A hash of all that features depend on besides the picture: the encoder's weights, options and
-    code, and how a picture becomes tiles."""
+    code, how a picture becomes tiles, and the precision it is encoded in."""
     digest = hashlib.blake2b(digest_size=16)
-    config = {"encoder": component.model_dump(mode="json"), "image": asdict(spec)}
+    config = {"encoder": component.model_dump(mode="json"), "image": asdict(spec), "precision": precision}
     digest.update(json.dumps(config, sort_keys=True).encode())
     for module in (preprocessing, sys.modules[type(encoder).__module__]):
         digest.update(inspect.getsource(module).encode())
@@ -69,15 +72,17 @@ def fill(
     spec: ImageSpec,
     store: FeatureStore,
     ranks: Ranks,
+    precision: Precision,
     num_workers: int = 0,
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> int:
     """Encode every picture of the first `num_positions` samples of the mix that the store lacks.
 
-    Encodes in fp32, each rank its share. Pictures that cannot be read are left out: training rejects
-    and counts them. Finished shards stay when it is interrupted. Returns the number of pictures
-    encoded on all ranks. Collective. Raises SaveError when the disk cannot hold them.
+    Encodes in the precision the stage trains in (bf16 by autocast), each rank its share. Pictures that
+    cannot be read are left out: training rejects and counts them. Finished shards stay when it is
+    interrupted. Returns the number of pictures encoded on all ranks. Collective. Raises SaveError when
+    the disk cannot hold them.
     """
     # one rank looks: another could see shards that a third has written meanwhile, and share out otherwise
     missing = ranks.on_first(lambda: missing_images(mix, num_positions, store, num_workers))
@@ -91,7 +96,15 @@ def fill(
     failed: OSError | None = None
     done = 0
     try:
-        done = _encode(captioner, share, spec, store, num_workers, batch_size, progress or _Lines(ranks))
+        loader = DataLoader(
+            _Pictures(share, spec),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            collate_fn=_as_is,
+            generator=torch.Generator(),
+        )
+        features = _encoded(captioner, loader, precision)
+        done = _write(features, len(share), store, progress or _Lines(ranks))
     except OSError as error:
         failed = error
     for found in ranks.gather(failed):
@@ -184,39 +197,25 @@ def _as_is(item: Any) -> Any:
     return item
 
 
-def _encode(
-    captioner: Captioner,
-    images: Sequence[MissingImage],
-    spec: ImageSpec,
-    store: FeatureStore,
-    num_workers: int,
-    batch_size: int,
-    progress: Progress,
-) -> int:
-    loader = DataLoader(
-        _Pictures(images, spec),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        collate_fn=_as_is,
-        generator=torch.Generator(),
-    )
+def _write(features: Iterator[StoredImage], total: int, store: FeatureStore, progress: Progress) -> int:
+    """Shard by shard; what is written stays when a later picture fails."""
     shard: list[StoredImage] = []
     shard_bytes = 0
     done, started_s = 0, time.perf_counter()
-    for seen, stored in enumerate(_encoded(captioner, loader), start=1):
+    for seen, stored in enumerate(features, start=1):
         shard.append(stored)
         shard_bytes += stored.features.nbytes
         if shard_bytes >= SHARD_BYTES:
             save_weights(shard_path(store.folder), shard_tensors(shard))
             shard, shard_bytes = [], 0
-        progress(seen, len(images), seen / (time.perf_counter() - started_s))
+        progress(seen, total, seen / (time.perf_counter() - started_s))
         done = seen
     if shard:
         save_weights(shard_path(store.folder), shard_tensors(shard))
     return done
 
 
-def _encoded(captioner: Captioner, loader: DataLoader[Any]) -> Iterator[StoredImage]:
+def _encoded(captioner: Captioner, loader: DataLoader[Any], precision: Precision) -> Iterator[StoredImage]:
     """Features of each readable picture, bf16 on the CPU."""
     captioner.vision_encoder.eval()
     for group in loader:
@@ -224,8 +223,10 @@ def _encoded(captioner: Captioner, loader: DataLoader[Any]) -> Iterator[StoredIm
         if not readable:
             continue
         tiles = [torch.from_numpy(tiles) for _, tiles, _ in readable]
-        with torch.no_grad():
-            features: Tensor = captioner.encode_images(torch.cat(tiles).to(captioner.device))
+        device = captioner.device
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+        with torch.no_grad(), autocast:
+            features: Tensor = captioner.encode_images(torch.cat(tiles).to(device))
         parts = features.to("cpu", torch.bfloat16).split([len(part) for part in tiles])
         for (fingerprint, _, size), part in zip(readable, parts, strict=True):
             yield StoredImage(fingerprint, part, size)

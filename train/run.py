@@ -196,9 +196,9 @@ class _StageRun:
     def _features(self, captioner: Captioner, mix: Mix, steps: int) -> FeatureInputs:
         stage = self.stage
         spec = replace(captioner.image_spec, geometry=stage.data.geometry)
-        store = open_store(self.config.model.vision_encoder, captioner.vision_encoder, spec)
+        store = open_store(self.config.model.vision_encoder, captioner.vision_encoder, spec, stage.precision)
         positions = steps * stage.batch.samples_per_step
-        fill(captioner, mix, positions, spec, store, self.ranks, stage.data.num_workers)
+        fill(captioner, mix, positions, spec, store, self.ranks, stage.precision, stage.data.num_workers)
         return FeatureInputs(store)
 
     def _go_on(self, engine: Engine, tally: RejectionTally) -> None:

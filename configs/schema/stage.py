@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from prismcap.configs.schema.base import Component, Section
 from prismcap.configs.schema.data import BatchConfig, DataConfig
 
+Precision = Literal["fp32", "bf16"]
 Group = Literal["vision_encoder", "connector", "llm"]
 
 
@@ -74,7 +75,7 @@ class StageConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig
     engine: Component = Component(name="torch")
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     gradient_checkpointing: bool = False
     feature_cache: bool = Field(default=False, description="keep a frozen encoder's features on disk")
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -16,6 +16,8 @@ import gc
 import json
 import logging
 import math
+import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -259,6 +261,8 @@ def _import_deepspeed() -> Any:
         raise MissingExtraError("deepspeed", "deepspeed", "engine.name: deepspeed") from error
     # it logs every bucket at INFO
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # older names of collectives, said again in every step
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     return deepspeed
 
 
@@ -271,6 +275,7 @@ def _ensure_process_group(ranks: Ranks) -> None:
         # its shared-memory collectives compile C++ at first use, where there is a compiler; gloo will do
         deepspeed.ops.__compatible_ops__ = {}
     if not dist.is_initialized():
+        os.environ.setdefault("LOCAL_RANK", "0")  # what torchrun would say; DeepSpeed insists
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
     if not deepspeed.comm.is_initialized():

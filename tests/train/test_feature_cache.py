@@ -1,0 +1,191 @@
+"""Features from disk are those of the encoder, and training with them is training without."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prismcap.configs.schema.run import RunConfig
+from prismcap.data.features import FeatureInputs, FeatureStore, StoredImage, shard_path, shard_tensors
+from prismcap.data.image import FileImage
+from prismcap.data.pack import PixelInputs
+from prismcap.data.schema import DataError, SampleRejected
+from prismcap.model.build import build_captioner
+from prismcap.model.weights import save_weights
+from prismcap.train import feature_cache
+from prismcap.train.checkpoint import SaveError
+from prismcap.train.distributed import Ranks
+from prismcap.train.feature_cache import fill, missing_images, open_store, store_key
+from prismcap.train.run import run_training, stage_loader
+
+Make = Callable[..., RunConfig]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PRISMCAP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def filled(config: RunConfig, **options: Any) -> tuple[Any, Any, FeatureStore, int]:
+    captioner = build_captioner(config.model, seed=config.seed)
+    mix = stage_loader(config, "align", captioner, Ranks()).mix
+    spec = captioner.image_spec
+    store = open_store(config.model.vision_encoder, captioner.vision_encoder, spec, "fp32")
+    done = fill(captioner, mix, 1000, spec, store, Ranks(), "fp32", batch_size=4, **options)
+    return captioner, mix, store, done
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stored_features_are_the_encoders_rounded_to_bf16(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(feature_cache, "SHARD_BYTES", 1000)  # several shards
+    captioner, mix, store, done = filled(make_config(), num_workers=workers)
+    images = {image for position in range(len(mix)) for image in mix.sample_at(position).images}
+    assert done == len(images) == len(store) == 20
+    assert len(list(store.folder.iterdir())) == 3
+    inputs = FeatureInputs(store)
+    for image in images:
+        features, size = inputs.read(image)
+        tiles, expected_size = PixelInputs(captioner.image_spec).read(image)
+        with torch.no_grad():
+            expected = captioner.encode_images(tiles)
+        assert size == expected_size
+        assert features.dtype == torch.float32
+        # one rounding to bf16 (8 bits), of features computed in other batches
+        torch.testing.assert_close(features, expected, rtol=2**-8, atol=1e-5)
+        assert torch.equal(features, features.bfloat16().float())
+    # nothing is left to do, in this process or the next
+    assert missing_images(mix, 1000, FeatureStore(store.folder)) == []
+
+
+def test_training_with_the_cache_is_training_without(make_config: Make) -> None:
+    losses: dict[bool, list[float]] = {True: [], False: []}
+    for cached in losses:
+        config = make_config(f"name=c{cached}", f"stages.align.feature_cache={str(cached).lower()}")
+        run_training(
+            config, callbacks=[lambda event, cached=cached: losses[cached].append(event.record["loss"])]
+        )
+    assert losses[True] == pytest.approx(losses[False], rel=0.02)
+    assert losses[True][:4] != losses[False][:4], "the cache was not used"
+
+
+def test_a_swapped_picture_would_be_seen(make_config: Make) -> None:
+    # the comparison above can fail: features of another picture are far off
+    captioner, mix, store, _ = filled(make_config())
+    first, second = [mix.sample_at(position) for position in range(9) if mix.sample_at(position).images][:2]
+    features, _ = FeatureInputs(store).read(first.images[0])
+    tiles, _ = PixelInputs(captioner.image_spec).read(second.images[0])
+    with torch.no_grad():
+        other = captioner.encode_images(tiles)
+    assert float((features - other).abs().max()) > 0.1
+
+
+def test_the_key_follows_weights_options_and_preprocessing(make_config: Make) -> None:
+    config = make_config()
+    component = config.model.vision_encoder
+    encoder = build_captioner(config.model, seed=1).vision_encoder
+    spec = encoder.image_spec
+    key = store_key(component, encoder, spec, "fp32")
+    again = build_captioner(config.model, seed=1).vision_encoder
+    assert key == store_key(component, again, spec, "fp32")
+    other_layer = component.model_copy(update={"layer": -1})
+    keys = {
+        key,
+        store_key(other_layer, encoder, spec, "fp32"),
+        store_key(component, encoder, replace(spec, geometry="pad"), "fp32"),
+        store_key(component, encoder, spec, "bf16"),
+    }
+    with torch.no_grad():
+        next(encoder.parameters()).flatten()[0] += 1e-3
+    keys.add(store_key(component, encoder, spec, "fp32"))
+    assert len(keys) == 5
+
+
+def stored(name: str, value: float) -> StoredImage:
+    return StoredImage(name, torch.full((1, 3, 2), value), (4, 5))
+
+
+def write(folder: str, number: int) -> None:
+    images = [stored("both", 1.0), stored(f"own{number}", float(number))]
+    save_weights(shard_path(Path(folder)), shard_tensors(images))
+
+
+def test_writers_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=write, args=(str(tmp_path), number)) for number in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    store = FeatureStore(tmp_path)
+    assert len(store) == 5
+    for number in range(4):
+        found = store.read(f"own{number}")
+        assert torch.equal(found.features, torch.full((1, 3, 2), float(number), dtype=torch.bfloat16))
+        assert found.size == (4, 5)
+
+
+def test_an_interrupted_fill_keeps_its_shards(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_cache, "SHARD_BYTES", 1000)
+
+    def stop(done: int, total: int, images_per_s: float) -> None:  # noqa: ARG001
+        if done == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        filled(make_config(), progress=stop)
+    _, _, store, done = filled(make_config())
+    assert 0 < done < 20
+    assert len(store) == 20
+
+
+def test_a_damaged_shard_and_a_changed_picture_are_named(tmp_path: Path, world: Path) -> None:
+    write(str(tmp_path), 0)
+    store = FeatureStore(tmp_path)
+    with pytest.raises(DataError, match=r"0\.png.*not in the feature cache"):
+        FeatureInputs(store).read(FileImage(world / "0.png"))
+    with pytest.raises(SampleRejected, match="no such picture"):
+        FeatureInputs(store).read(FileImage(world / "gone.png"))
+    (shard,) = tmp_path.iterdir()
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(DataError, match=f"{shard.name}.*Delete this file"):
+        FeatureStore(tmp_path)
+
+
+def test_an_unreadable_picture_is_left_out_and_counted_in_training(
+    make_config: Make, world: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(world, copy)
+    (copy / "3.png").write_bytes(b"no picture")
+    rows = f"stages.align.data.mix.0.path={copy / 'rows.json'}"
+    config = make_config(rows, "stages.align.feature_cache=true", "stages.align.data.max_rejected_share=0.5")
+    counts: list[dict[str, int]] = []
+    run_training(config, callbacks=[lambda event: counts.append(event.record["rejected"])])
+    assert counts[3] == {"image_corrupt": 1}
+    _, _, store, done = filled(config)
+    assert done == 0
+    assert len(store) == 19
+
+
+def test_a_disk_that_cannot_hold_the_features_is_refused_before(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = feature_cache.shutil.disk_usage
+
+    def little(path: Any) -> Any:
+        return real(path)._replace(free=100)
+
+    monkeypatch.setattr(feature_cache.shutil, "disk_usage", little)
+    with pytest.raises(SaveError, match=r"20 pictures take .* MB.*PRISMCAP_CACHE"):
+        filled(make_config())
