@@ -26,16 +26,17 @@ UNSUPPORTED = ("softcap", "s_aux")
 
 @dataclass(frozen=True)
 class SegmentIndex:
-    """Where the samples of a packed batch lie: index_SL holds flat positions (0 where a sample has
-    ended); slot_N of [S * L] belongs to the flat position flat_N, for putting back."""
+    """Where the samples of a packed batch lie: the token at flat position flat_N of [B * T] is at slot_N
+    of [S * L]. Padding (segment 0) has no slot."""
 
-    index_SL: Tensor
     flat_N: Tensor
     slot_N: Tensor
+    num_samples: int
+    longest: int
 
 
 def segment_index(segment_ids_BT: Tensor) -> SegmentIndex:
-    """The index of every sample of the batch; padding (segment 0) belongs to none."""
+    """The index of every sample of the batch."""
     num_rows, row_length = segment_ids_BT.shape
     rows = torch.arange(num_rows, device=segment_ids_BT.device)[:, None]
     key_N = (rows * (row_length + 1) + segment_ids_BT).flatten()
@@ -44,10 +45,7 @@ def segment_index(segment_ids_BT: Tensor) -> SegmentIndex:
     starts_S = lengths_S.cumsum(0) - lengths_S
     offset_N = torch.arange(len(flat_N), device=flat_N.device) - starts_S[sample_N]
     longest = int(lengths_S.max()) if len(lengths_S) else 0
-    slot_N = sample_N * longest + offset_N
-    index_SL = flat_N.new_zeros(len(lengths_S) * longest)
-    index_SL[slot_N] = flat_N
-    return SegmentIndex(index_SL.view(len(lengths_S), longest), flat_N, slot_N)
+    return SegmentIndex(flat_N, sample_N * longest + offset_N, len(lengths_S), longest)
 
 
 def segment_attention(
@@ -78,14 +76,17 @@ def segment_attention(
         return plain
     num_rows, num_heads, row_length, head_size = query_BATF.shape
     num_groups = key_BGTF.shape[1]
-    num_samples, longest = segments.index_SL.shape
+    num_samples, longest = segments.num_samples, segments.longest
     shared = num_heads // num_groups
     if scaling is None:
         scaling = head_size**-0.5
 
     def gather(heads_BHTF: Tensor) -> Tensor:
         flat = heads_BHTF.transpose(1, 2).reshape(num_rows * row_length, -1)
-        return flat[segments.index_SL].view(num_samples, longest, -1, head_size).transpose(1, 2)
+        # a copy by index has a gather as its gradient; indexing would have a slow scatter that adds
+        slots = flat.new_zeros(num_samples * longest, flat.shape[1])
+        slots = slots.index_copy(0, segments.slot_N, flat.index_select(0, segments.flat_N))
+        return slots.view(num_samples, longest, -1, head_size).transpose(1, 2)
 
     query = gather(query_BATF).reshape(num_samples, num_groups, shared * longest, head_size)
     key, value = gather(key_BGTF), gather(value_BGTF)
@@ -97,6 +98,7 @@ def segment_attention(
     weights = torch.nn.functional.dropout(weights, dropout, module.training)
     mixed = weights.view(num_samples, num_groups, shared * longest, longest) @ value
     mixed = mixed.view(num_samples, num_heads, longest, head_size).transpose(1, 2)
-    output = mixed.new_zeros(num_rows * row_length, num_heads, head_size)
-    output[segments.flat_N] = mixed.reshape(num_samples * longest, num_heads, head_size)[segments.slot_N]
+    mixed = mixed.reshape(num_samples * longest, num_heads * head_size)
+    output = mixed.new_zeros(num_rows * row_length, num_heads * head_size)
+    output = output.index_copy(0, segments.flat_N, mixed.index_select(0, segments.slot_N))
     return output.view(num_rows, row_length, num_heads, head_size), None
