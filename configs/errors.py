@@ -18,7 +18,10 @@ class MissingExtraError(ImportError):
     """An optional package is needed. Says which extra installs it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package!r}: pip install 'prismcap[{extra}]'")
+        super().__init__(
+            f"{purpose} needs the package {package!r}. In the clone of this repository: "
+            f"pip install -c constraints.txt -e '.[{extra}]'"
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

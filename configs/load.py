@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +42,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a mapping of keys, found {type(value).__name__}")
-    return value
+    return {key: _unshared(child) for key, child in value.items()}
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which YAML's anchors are separate: an override of one must not change the other."""
+    if isinstance(value, dict):
+        return {key: _unshared(child) for key, child in value.items()}
+    return [_unshared(child) for child in value] if isinstance(value, list) else value
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -179,9 +184,3 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(
         config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True
     )
-
-
-def config_hash(section: BaseModel) -> str:
-    """A short hash of a section's values, independent of the order of its keys."""
-    text = json.dumps(section.model_dump(mode="json"), sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -2,7 +2,8 @@
 
 Each component module has `class Options(BaseModel)` (its keys in the config) and `build(...)`.
 A dotted name (`my_package.my_encoder`) loads a module of the user's own. Modules whose name
-starts with an underscore are not components. This is the only place that imports by name.
+starts with an underscore are not components. This is the only place that imports
+components by name (scripts/cli.py imports its own commands lazily).
 """
 
 from __future__ import annotations

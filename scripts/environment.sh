@@ -20,20 +20,40 @@ find_python() {
 make_environment() {
     local extras=$1 python stamp wanted
     python=$(find_python)
-    wanted="$extras $("$python" -c 'import sys; print(sys.version)') $(cat pyproject.toml setup.py constraints.txt | cksum)"
+    wanted="$extras $("$python" -c 'import sys; print(sys.version_info[:3])') $(cat pyproject.toml setup.py constraints.txt | cksum)"
     stamp=.venv/.prismcap-installed
-    if [ -f "$stamp" ] && grep -qxF "$wanted" "$stamp"; then
+    if [ -f "$stamp" ] && grep -qxF "$wanted" "$stamp" && .venv/bin/python -c '' 2>/dev/null; then
         return
     fi
-    say "Making .venv with $("$python" --version) (extras: $extras; the first time takes some minutes)"
-    if [ ! -x .venv/bin/python ] && ! "$python" -m venv .venv; then
+    say "Making .venv with $("$python" --version) (extras: $extras; the first time downloads some gigabytes)"
+    # an environment without pip is one that was interrupted, or made where python3-venv was missing
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1 && ! "$python" -m venv --clear .venv; then
         echo "Error: no virtual environment could be made (Debian: apt-get install python3-venv)." >&2
         return 1
     fi
-    .venv/bin/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools wheel
-    .venv/bin/python -m pip install --quiet -c constraints.txt torch torchvision
-    .venv/bin/python -m pip install --quiet -c constraints.txt -e ".[$extras]"
+    install_locked pip setuptools wheel
+    install_locked torch torchvision
+    # the lock holds for the build too: an isolated build would take whatever setuptools is newest
+    install_locked --no-build-isolation -e ".[$extras]"
     # every set of extras that was installed stays valid: demo and tests share the environment
     touch "$stamp"
     grep -qxF "$wanted" "$stamp" || printf '%s\n' "$wanted" >>"$stamp"
+}
+
+# pip at the versions of constraints.txt, with its progress bar but without a line for all that is there already
+install_locked() {
+    .venv/bin/python -m pip install --disable-pip-version-check --no-warn-script-location -c constraints.txt "$@" |
+        { grep -v '^Requirement already satisfied' || true; }
+}
+
+# Tux Paint's stamps come through apt-get; a fresh machine has no package lists yet, and only root may fetch them
+fetch_stamps() {
+    prismcap fetch stamps && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        say "Fetching the package lists (apt-get update), then the stamps again"
+        apt-get update -qq && prismcap fetch stamps
+    else
+        echo "If the package lists are missing: sudo apt-get update" >&2
+        return 1
+    fi
 }

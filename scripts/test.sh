@@ -6,16 +6,24 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
-# the environment first: everything below runs in it
+
+mode="${1:-}"
+case "$mode" in
+"" | --slow | --) ;;
+*)
+    echo "Error: unknown argument '$mode'. Usage: scripts/test.sh [--slow | -- PYTEST ARGUMENTS]" >&2
+    exit 2
+    ;;
+esac
+
 make_environment "deepspeed,demo,dev,wandb"
 export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM=false
 export HF_HUB_OFFLINE=1 WANDB_MODE=offline
 
 say "Fetching what the tests need (kept in ${PRISMCAP_CACHE:-$HOME/.cache/prismcap})"
-prismcap fetch smollm2 openmoji
-prismcap fetch stamps || echo "(the Tux Paint stamps are not to be had here: their tests will be skipped)"
+prismcap fetch smollm2 efficientnet openmoji
+fetch_stamps || echo "(the Tux Paint stamps are not to be had here: their tests will be skipped)"
 
-mode="${1:-}"
 case "$mode" in
 "")
     say "ruff, mypy, import-linter"
@@ -33,9 +41,5 @@ case "$mode" in
 --)
     shift
     exec python -m pytest "$@"
-    ;;
-*)
-    echo "Error: unknown argument '$mode'. Usage: scripts/test.sh [--slow | -- PYTEST ARGUMENTS]" >&2
-    exit 2
     ;;
 esac

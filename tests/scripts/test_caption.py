@@ -16,12 +16,15 @@ from safetensors.torch import load_file
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.load import load_config, to_yaml
 from prismcap.configs.schema.run import RunConfig
+from prismcap.data.scenes.text import SHORT_PROMPT
 from prismcap.model.build import build_captioner
 from prismcap.model.restore import load_trained
 from prismcap.model.trainable import prepare_stage, trainable_state
 from prismcap.model.weights import save_weights
+from prismcap.scripts import exporting
 from prismcap.scripts.commands.caption import caption, find_images
 from prismcap.scripts.commands.export import export
+from prismcap.scripts.exporting import export_inputs
 
 TOWER = {
     "hidden_size": 16,
@@ -120,6 +123,24 @@ def test_an_export_holds_the_trained_weights(runs: dict[str, Path]) -> None:
     assert torch.equal(weights["multi_modal_projector.linear_1.weight"], captioner.connector.layers[0].weight)
     marker = json.loads((runs["llava"] / "model" / "prismcap.json").read_text(encoding="utf-8"))
     assert marker["prompt"] == PROMPT and marker["image"]["geometry"] == "pad"
+
+
+def test_the_configs_prompt_is_the_default_one(runs: dict[str, Path]) -> None:
+    captioner, config = load_trained(runs["llava"])
+    assert config.prompt == SHORT_PROMPT, "what the demo's captioner was trained with"
+    _, info = export_inputs(captioner, config.model_copy(update={"prompt": "Say it."}))
+    assert info.prompt == "Say it."
+
+
+def test_the_dry_export_is_made_in_the_runs_folder(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+    monkeypatch.setattr(exporting, "dry_run", lambda *_, folder, **__: float(seen.append(folder) or 0))
+    captioner, config = load_trained(runs["llava"])
+    messages: list[str] = []
+    exporting.dry_export(messages.append)(captioner, config)
+    assert seen == [runs["llava"]] and len(messages) == 2
 
 
 @pytest.mark.parametrize("kind", ["llava", "custom"])
