@@ -20,7 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from prismcap.data.schema import DataError, ImageRef
+from prismcap.data.pack import PixelInputs
+from prismcap.data.schema import DataError, ImageRef, ImageSpec
 
 # each open shard is one mapping of memory; systems limit files, not mappings, to about a thousand
 _OPEN_SHARDS = 256
@@ -119,16 +120,20 @@ def _open_shard(path: Path) -> Any:
 
 @dataclass
 class FeatureInputs:
-    """ImageInputs (data/pack.py) that reads features of pictures in place of the pictures."""
+    """ImageInputs (data/pack.py) that reads features of pictures in place of the pictures.
+
+    spec: how the store was filled; a picture that is not there is judged by it.
+    """
 
     store: FeatureStore
+    spec: ImageSpec
     kind: Literal["tiles", "features"] = "features"
     _fingerprints: dict[ImageRef, str] = field(default_factory=dict, repr=False)
 
     def read(self, image: ImageRef) -> tuple[Tensor, tuple[int, int]]:
         """features [P, K, D] as float32, and the (height, width) of the picture.
 
-        Raises SampleRejected when the picture itself cannot be read, DataError when it can and is
+        Raises SampleRejected when the picture itself cannot be used, DataError when it can and is
         not in the store.
         """
         fingerprint = self._fingerprints.get(image)
@@ -136,7 +141,8 @@ class FeatureInputs:
             # a file's fingerprint reads the whole file: once per picture and process is enough
             fingerprint = self._fingerprints[image] = image.fingerprint()
         if fingerprint not in self.store:
-            image.load()  # a picture that cannot be read was never stored, and is rejected here
+            # what the fill could not turn into tiles was never stored, and is rejected here alike
+            PixelInputs(self.spec).read(image)
             raise DataError(
                 f"{image}: not in the feature cache {self.store.folder}. Was it changed during the run? "
                 "Start again with --resume auto to fill the cache."

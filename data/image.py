@@ -36,10 +36,13 @@ _PIL_BOUND_LOCK = threading.Lock()
 
 @dataclass(frozen=True)
 class FileImage:
-    """A picture file, decoded when it is loaded. Equal values are the same picture."""
+    """A picture file, decoded when it is loaded. Equal values are the same picture. As text: its path."""
 
     path: Path
     max_pixels: int = 100_000_000
+
+    def __str__(self) -> str:
+        return str(self.path)
 
     def load(self) -> Image.Image:
         """The RGB picture; see open_image."""
@@ -152,42 +155,43 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_tiles(image: Image.Image, spec: ImageSpec) -> Tensor:
+def to_tiles(image: Image.Image, spec: ImageSpec, name: str = "a picture") -> Tensor:
     """tiles_P3SS, float32, normalised by the spec's mean and std. P = 1.
 
     resize: squashed to S x S. center_crop: shortest side to S, the middle cut out. pad: first made
     square with bars of the mean colour (LLaVA's expand2square), then resized. Bicubic, antialiased.
-    Raises SampleRejected("image_too_elongated") when a step between would take too much memory.
+    Raises SampleRejected("image_too_elongated"), naming the picture by `name`, when a step between would
+    take too much memory.
     """
     side = spec.size_px
     if spec.geometry == "resize":
         square = image.resize((side, side), Image.Resampling.BICUBIC)
     elif spec.geometry == "center_crop":
-        square = _center_crop(image, side)
+        square = _center_crop(image, side, name)
     else:
-        square = _pad_to_square(image, spec.mean).resize((side, side), Image.Resampling.BICUBIC)
+        square = _pad_to_square(image, spec.mean, name).resize((side, side), Image.Resampling.BICUBIC)
     # the order of roundings is that of transformers' rescale and normalize
     pixels = (np.asarray(square).astype(np.float64) * (1 / 255)).astype(np.float32)
     mean, std = (np.array(values, dtype=np.float32) for values in (spec.mean, spec.std))
     return torch.from_numpy(np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)))[None]
 
 
-def _center_crop(image: Image.Image, side: int) -> Image.Image:
+def _center_crop(image: Image.Image, side: int, name: str) -> Image.Image:
     width, height = image.size
     long = int(side * max(width, height) / min(width, height))
     new_width, new_height = (side, long) if width <= height else (long, side)
-    _check_intermediate(image, new_width * new_height)
+    _check_intermediate(image, new_width * new_height, name)
     resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
     left, top = (new_width - side) // 2, (new_height - side) // 2
     return resized.crop((left, top, left + side, top + side))
 
 
-def _pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Image.Image:
+def _pad_to_square(image: Image.Image, mean: tuple[float, float, float], name: str) -> Image.Image:
     width, height = image.size
     side = max(width, height)
     if width == height:
         return image
-    _check_intermediate(image, side * side)
+    _check_intermediate(image, side * side, name)
     # truncated, not rounded: (122, 116, 104) for CLIP's mean, as in LLaVA
     red, green, blue = (int(value * 255) for value in mean)
     square = Image.new("RGB", (side, side), (red, green, blue))
@@ -195,11 +199,11 @@ def _pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Imag
     return square
 
 
-def _check_intermediate(image: Image.Image, pixels: int) -> None:
+def _check_intermediate(image: Image.Image, pixels: int, name: str) -> None:
     if pixels > MAX_INTERMEDIATE_PIXELS:
         raise SampleRejected(
             "image_too_elongated",
-            f"a picture of {image.width} x {image.height} pixels needs {pixels} pixels on the way to a "
+            f"{name}: {image.width} x {image.height} pixels need {pixels} pixels on the way to a "
             f"square, more than {MAX_INTERMEDIATE_PIXELS}. Crop it, or use geometry: resize.",
         )
 

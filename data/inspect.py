@@ -15,12 +15,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image
-
 from prismcap.data.encode import Encoder
 from prismcap.data.image import from_tile, to_tiles
 from prismcap.data.mix import Mix
-from prismcap.data.schema import IGNORE_INDEX, Encoded, ImageSpec, SampleRejected
+from prismcap.data.schema import IGNORE_INDEX, DataError, Encoded, ImageRef, ImageSpec, SampleRejected
 
 # so that a mix of which nearly all is rejected still ends, and shows why
 _TRIED_PER_SHOWN = 10
@@ -71,7 +69,7 @@ def inspect_mix(mix: Mix, encoder: Encoder, spec: ImageSpec, num: int) -> Inspec
         try:
             sample = mix.sample_at(position)
             encoded = encoder.encode(sample)
-            tiles = tuple(_data_uri(image.load(), spec) for image in encoded.images)
+            tiles = tuple(_data_uri(image, spec) for image in encoded.images)
         except SampleRejected as error:
             rejected[error.reason] += 1
             if len(messages) < _SHOWN_REJECTIONS:
@@ -117,14 +115,14 @@ def token_runs(encoded: Encoded, encoder: Encoder) -> Iterator[Run]:
             yield Run("context", encoder.decode([ids[i] for i in run]), len(run))
 
 
-def _data_uri(picture: Image.Image, spec: ImageSpec) -> str:
+def _data_uri(image: ImageRef, spec: ImageSpec) -> str:
     stream = io.BytesIO()
-    from_tile(to_tiles(picture, spec)[0], spec).save(stream, "PNG")
+    from_tile(to_tiles(image.load(), spec, str(image))[0], spec).save(stream, "PNG")
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def write_page(inspection: Inspection, path: Path, title: str) -> None:
-    """One self-contained HTML file. Folders are made as needed."""
+    """One self-contained HTML file, folders as needed. Raises DataError when it cannot be written."""
     from jinja2 import Environment, FileSystemLoader
 
     # data is shown, never run: everything is escaped
@@ -132,5 +130,10 @@ def write_page(inspection: Inspection, path: Path, title: str) -> None:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
     )
     page = environment.get_template("inspect.html.j2").render(title=title, inspection=inspection)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{path}: the page cannot be written: {error}. Make room, or name another file with --out."
+        ) from error

@@ -20,6 +20,7 @@ from prismcap.data.encode import Encoder
 from prismcap.data.mix import Mix
 from prismcap.data.pack import ImageInputs, make_batches
 from prismcap.data.schema import Batch, DataError, Encoded, SampleRejected
+from prismcap.data.workers import die_with_parent
 
 # with few samples seen, chance alone can exceed a share: the share is judged over at least so many
 _JUDGED_OVER_SAMPLES = 1000
@@ -74,6 +75,7 @@ class StepLoader:
             num_workers=self.num_workers,
             collate_fn=_as_is,
             prefetch_factor=2 if self.num_workers else None,
+            worker_init_fn=die_with_parent,
             # else each start draws from the global generator, and dropout differs after a resume
             generator=torch.Generator(),
         )

@@ -54,7 +54,7 @@ class PixelInputs:
     def read(self, image: ImageRef) -> tuple[Tensor, tuple[int, int]]:
         """See ImageInputs.read."""
         picture = image.load()
-        return to_tiles(picture, self.spec), (picture.height, picture.width)
+        return to_tiles(picture, self.spec, str(image)), (picture.height, picture.width)
 
 
 Rejected = Callable[[Encoded, SampleRejected], None]
@@ -108,7 +108,8 @@ def make_batches(
     """Micro-batches of at most rows_per_micro_batch rows and images_per_micro_batch pictures.
 
     Each picture is read once, however many samples show it. A sample one of whose pictures cannot be
-    read is handed to `on_reject` and left out; without `on_reject` its SampleRejected is raised.
+    read is handed to `on_reject` and left out; without `on_reject` its SampleRejected, which names the
+    sample, is raised.
     """
     inputs: dict[ImageRef, tuple[Tensor, tuple[int, int]]] = {}
     kept: list[Encoded] = []
@@ -119,9 +120,10 @@ def make_batches(
                 if ref not in inputs:
                     inputs[ref] = images.read(ref)
         except SampleRejected as error:
+            named = SampleRejected(error.reason, f"sample {item.id!r}: {error}")
             if on_reject is None:
-                raise
-            on_reject(item, error)
+                raise named from error
+            on_reject(item, named)
         else:
             kept.append(item)
     rows = pack_rows(
@@ -138,7 +140,7 @@ def _check_image_budget(item: Encoded, config: BatchConfig) -> None:
     num_images = len(set(item.images))
     if num_images > config.images_per_micro_batch:
         limit = config.images_per_micro_batch
-        message = f"sample {item.id!r} has {num_images} pictures, batch.images_per_micro_batch is {limit}"
+        message = f"{num_images} pictures, and batch.images_per_micro_batch is {limit}"
         raise SampleRejected("too_many_images", message)
 
 

@@ -96,7 +96,7 @@ class FeatureStore:
             picture = image.load()
             if self.on_draw is not None:
                 self.on_draw(image, picture)
-            tiles.append(to_tiles(picture, self.spec))
+            tiles.append(to_tiles(picture, self.spec, str(image)))
         return torch.cat(tiles)
 
 

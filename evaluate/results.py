@@ -5,40 +5,60 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from prismcap.configs.errors import DataError
+from prismcap.configs.files import replace_text
 
 ABOUT = "about"  # the one key of metrics.json that holds no figures
 METRICS, CAPTIONS, PICTURES = "metrics.json", "captions.jsonl", "pictures"
 THUMBNAIL_PX = 224
 
 
-def write_aside(path: Path, text: str) -> None:
-    """Put `text` at `path` at once: a crash leaves the old file or the new one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns a failed read or write of the run folder into a DataError that says what to do."""
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path}: the results cannot be written: {error}. Make room and see that the run folder can be "
+            "written, then run prismcap evaluate again."
+        ) from error
+
+
+def check_writable(run_dir: Path) -> None:
+    """Raises DataError when the run folder takes no file: asked before an hour of work, not after."""
+    with _writing(run_dir), tempfile.TemporaryFile(dir=run_dir, buffering=0) as probe:
+        probe.write(b"0")
 
 
 def save_thumbnail(run_dir: Path, fingerprint: str, picture: Image.Image) -> str:
-    """A small JPEG of the picture, named by its content. Returns its path below the run folder."""
+    """A small JPEG of the picture, named by its content. Returns its path below the run folder.
+
+    Raises DataError when it cannot be written.
+    """
     name = f"{PICTURES}/{fingerprint}.jpg"
     path = run_dir / name
-    if not path.exists():
+    if path.exists():
+        return name
+    small = picture.copy()
+    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _writing(path):
         path.parent.mkdir(exist_ok=True)
-        small = picture.copy()
-        small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-        # flat colours and hard edges: chroma subsampling would smear them
-        small.save(path, quality=85, subsampling=0)
+        try:
+            # flat colours and hard edges: chroma subsampling would smear them
+            small.save(aside, format="JPEG", quality=85, subsampling=0)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
     return name
 
 
@@ -55,33 +75,59 @@ def weights_id(run_dir: Path, stage: str) -> str:
 
 
 def write_results(
-    run_dir: Path, about: dict[str, Any], figures: dict[str, Any], captions: list[dict[str, Any]]
+    run_dir: Path,
+    about: dict[str, Any],
+    figures: dict[str, Any],
+    captions: list[dict[str, Any]],
+    *,
+    expected: Collection[str],
+    quick: bool,
+    limited: bool,
 ) -> dict[str, Any]:
     """Write both files; returns what metrics.json holds.
 
-    Figures and captions of other splits stay when they are of the same weights, so that one split can
-    be measured again by itself; those of other weights go.
+    Figures and captions of other splits stay when they are of the same weights and the config still has
+    them, so that one split can be measured again by itself; others go. expected: every key of figures
+    that the config asks for. quick, limited: whether these figures are of a quick config, and of fewer
+    items than the config says. Both are kept by key (`quick_in`, `limited_in`) and added up in `about`:
+    `quick` when any figure of the file is one or the other, `complete` when nothing that is expected is
+    absent or limited. Raises DataError when the folder cannot be written.
     """
-    metrics = {ABOUT: about, **figures}
-    old = _read_json(run_dir / METRICS)
-    if old.get(ABOUT, {}).get("weights") == about["weights"]:
-        kept = {split: value for split, value in old.items() if split not in metrics}
-        notes = {key: note for key, note in old[ABOUT].get("notes", {}).items() if key.split(".")[0] in kept}
-        metrics = {ABOUT: {**about, "notes": {**notes, **about["notes"]}}, **kept, **figures}
-        measured = {record["split"] for record in captions}
-        captions = [*_other_captions(run_dir / CAPTIONS, measured, set(kept)), *captions]
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in captions]
-    write_aside(run_dir / CAPTIONS, "".join(lines))
-    write_aside(run_dir / METRICS, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
-    _prune(run_dir, {record["picture"] for record in captions if record.get("picture")})
+    with _writing(run_dir / METRICS):
+        old = _read_json(run_dir / METRICS)
+        before = old.get(ABOUT, {})
+        if before.get("weights") != about["weights"]:
+            old, before = {}, {}
+        kept = {key: value for key, value in old.items() if key in expected and key not in figures}
+        quick_in = _marked(before, "quick_in", kept) + (list(figures) if quick else [])
+        limited_in = _marked(before, "limited_in", kept) + (list(figures) if limited else [])
+        notes = {key: note for key, note in before.get("notes", {}).items() if key.split(".")[0] in kept}
+        about = {
+            **about,
+            "quick": bool(quick_in or limited_in),
+            "complete": not limited_in and set(expected) <= kept.keys() | figures.keys(),
+            "quick_in": quick_in,
+            "limited_in": limited_in,
+            "notes": {**notes, **about["notes"]},
+        }
+        metrics = {ABOUT: about, **kept, **figures}
+        captions = [*_captions_of(run_dir / CAPTIONS, set(kept)), *captions] if kept else captions
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in captions]
+        replace_text(run_dir / CAPTIONS, "".join(lines))
+        replace_text(run_dir / METRICS, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+        _prune(run_dir, {record["picture"] for record in captions if record.get("picture")})
     return metrics
 
 
-def _other_captions(path: Path, measured: set[str], kept: set[str]) -> Iterable[dict[str, Any]]:
+def _marked(about: Mapping[str, Any], mark: str, kept: Collection[str]) -> list[str]:
+    return [key for key in about.get(mark, []) if key in kept]
+
+
+def _captions_of(path: Path, splits: set[str]) -> Iterable[dict[str, Any]]:
     if not path.is_file():
         return []
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [record for record in records if record["split"] in kept and record["split"] not in measured]
+    return [record for record in records if record["split"] in splits]
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
@@ -94,7 +140,8 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 
 
 def _prune(run_dir: Path, used: set[str]) -> None:
-    """Remove thumbnails that no caption names any more."""
-    for path in (run_dir / PICTURES).glob("*.jpg"):
-        if f"{PICTURES}/{path.name}" not in used:
-            path.unlink()
+    """Remove thumbnails that no caption names any more, and what a killed process left half written."""
+    for pattern in ("*.jpg", ".*.tmp"):
+        for path in (run_dir / PICTURES).glob(pattern):
+            if f"{PICTURES}/{path.name}" not in used:
+                path.unlink()

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from prismcap.data.sources._contract import SourceContext
 from prismcap.evaluate.caption_loss import sample_losses
 from prismcap.evaluate.inference import FeatureStore, Request, generate_texts, inference
 from prismcap.evaluate.intervals import MIN_ITEMS, paired_bootstrap
-from prismcap.evaluate.results import ABOUT, save_thumbnail, weights_id, write_results
+from prismcap.evaluate.results import ABOUT, check_writable, save_thumbnail, weights_id, write_results
 from prismcap.evaluate.scenes.controls import BlankImage, shuffled_partners
 from prismcap.evaluate.scenes.figures import CONTROLS, Control, Result, figure_values, figures_of
 from prismcap.evaluate.scenes.items import Item, split_items
@@ -71,7 +72,7 @@ def evaluate_run(
 
     splits: names to measure, none means all. limit: at most so many items of each kind, for a look.
     Raises ConfigError for a folder that is no finished run, a run without `evaluation`, or an unknown
-    split; DataError when a split cannot be measured.
+    split; DataError when a split cannot be measured or the folder cannot be written.
     """
     clock = Clock()
     config, evaluation, chosen = _plan(run_dir, splits)
@@ -100,10 +101,22 @@ def evaluate_run(
             figures[name][figure.name] = figure_values(figure, results)
             notes[f"{name}.{figure.name}"] = figure.note
         captions += [_record(result, names) for result in results]
+    return write_results(
+        run_dir,
+        _about(run_dir, config, clock, notes),
+        figures,
+        captions,
+        expected={*evaluation.splits, *evaluation.caption_loss},
+        quick=evaluation.quick,
+        limited=limit is not None,
+    )
+
+
+def _about(run_dir: Path, config: RunConfig, clock: Clock, notes: Mapping[str, str]) -> dict[str, Any]:
+    """What was measured, how, and how long it took."""
     last = list(config.stages)[-1]
-    about = {
+    return {
         "run": config.name,
-        "quick": evaluation.quick or limit is not None,
         "weights": weights_id(run_dir, last),
         "measured_at": datetime.now().astimezone().isoformat(timespec="seconds"),
         "precision": config.stages[last].precision,
@@ -113,11 +126,10 @@ def evaluate_run(
         "versions": versions(),
         "notes": notes,
     }
-    return write_results(run_dir, about, figures, captions)
 
 
 def _plan(run_dir: Path, splits: Sequence[str]) -> tuple[RunConfig, EvaluationConfig, set[str]]:
-    """The run's config, its evaluation and the splits to measure, all names checked."""
+    """The run's config, its evaluation and the splits to measure; names and the folder are checked."""
     path = Path(run_dir) / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{run_dir} is not the folder of a run: it has no config.yaml")
@@ -140,6 +152,7 @@ def _plan(run_dir: Path, splits: Sequence[str]) -> tuple[RunConfig, EvaluationCo
             raise ConfigError(f"{at}: no such stage.{nearest(stage, config.stages)}")
         if split not in evaluation.splits:
             raise ConfigError(f"{at}: no split {split!r}.{nearest(split, evaluation.splits)}")
+    check_writable(Path(run_dir))
     return config, evaluation, set(splits) or set(evaluation.splits)
 
 
@@ -215,10 +228,15 @@ def _partners(items: Sequence[Item], seed: int) -> list[int]:
         groups.setdefault(item.group, []).append(index)
     for group, members in groups.items():
         what = f"split {items[0].split!r}, {group[0]}"
-        found = shuffled_partners([items[index].key for index in members], seed, what)
+        right_for = partial(_right_for, [items[index] for index in members])
+        found = shuffled_partners([items[index].key for index in members], seed, what, right_for)
         for index, partner in zip(members, found, strict=True):
             partners[index] = members[partner]
     return partners
+
+
+def _right_for(items: Sequence[Item], index: int, other: int) -> bool:
+    return items[index].right_for(items[other])
 
 
 def measure_split(

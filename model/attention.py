@@ -37,9 +37,10 @@ def attention_inputs(
 ) -> dict[str, Any]:
     """The keyword arguments for the LLM's base model.
 
-    segments: no mask that anything reads; `segments` says where each sample lies. sdpa: boolean mask
-    [B, 1, T, T], true where a position may look. eager: the same, additive in `dtype`. FlashAttention:
-    rows flattened to [1, L], no mask, `cu_seq_lens_q/k` (int32, from 0 to L) and `max_length_q/k`.
+    segments: no mask that anything reads; `segments` says where each sample lies (where that would take more
+    room than a mask, as sdpa). sdpa: boolean mask [B, 1, T, T], true where a position may look. eager: the
+    same, additive in `dtype`. FlashAttention: rows flattened to [1, L], no mask, `cu_seq_lens_q/k` (int32,
+    from 0 to L) and `max_length_q/k`.
     Under a mask, padding (segment 0) looks at earlier padding and itself, so that no row of the mask is
     empty (an empty softmax is NaN); nothing looks at padding.
     """
@@ -55,15 +56,17 @@ def attention_inputs(
             "max_length_k": longest,
         }
     if implementation == SEGMENTS:
-        # four dimensions, or transformers would build a mask of [B, 1, T, T] from positions
-        unread = segment_ids_BT.new_zeros(1, 1, 1, 1)
         if not bool(segment_ids_BT.any()):
             # a rank without samples runs a row of padding: as a sample of its own, it goes the same way
             segment_ids_BT = torch.ones_like(segment_ids_BT)
         segments = segment_index(segment_ids_BT)
-        return {"attention_mask": unread, "position_ids": position_ids_BT, "segments": segments}
+        # every sample is padded to the longest: with one long one among many short ones, a mask is smaller
+        if segments.num_samples * segments.longest**2 <= segment_ids_BT.numel() * segment_ids_BT.shape[1]:
+            # four dimensions, or transformers would build a mask of [B, 1, T, T] from positions
+            unread = segment_ids_BT.new_zeros(1, 1, 1, 1)
+            return {"attention_mask": unread, "position_ids": position_ids_BT, "segments": segments}
     allowed_B1TT = block_diagonal_causal(segment_ids_BT)[:, None]
-    if implementation == "sdpa":
+    if implementation in ("sdpa", SEGMENTS):
         return {"attention_mask": allowed_B1TT, "position_ids": position_ids_BT}
     additive = torch.zeros(allowed_B1TT.shape, dtype=dtype, device=allowed_B1TT.device)
     additive.masked_fill_(~allowed_B1TT, torch.finfo(dtype).min)

@@ -17,16 +17,18 @@ from prismcap.data.schema import IGNORE_INDEX, Batch, DataError, ImageSpec, Toke
 from prismcap.model.attention import attention_inputs, check_window, is_flattened
 from prismcap.model.contracts import Connector, VisionEncoder
 from prismcap.model.huggingface import set_checkpointing
-from prismcap.model.loss import supervised_positions, token_loss_sum
+from prismcap.model.loss import supervised_positions, token_loss
 
 
 @dataclass
 class Output:
-    """loss_sum: cross entropy summed over the supervised tokens, fp32 scalar. The caller divides by
+    """loss_sum: cross entropy summed over the supervised tokens, fp32 scalar. num_correct: how many of them
+    are the likeliest one at their place, long scalar without a gradient. The caller divides both by
     the count over all micro-batches and ranks."""
 
     loss_sum: Tensor
     num_target_tokens: int
+    num_correct: Tensor
 
 
 class Captioner(nn.Module):
@@ -125,8 +127,8 @@ class Captioner(nn.Module):
         hidden_BTH = self.hidden_states(batch)
         position_N, target_N = supervised_positions(batch.labels, batch.position_ids)
         hidden_NH = hidden_BTH.flatten(0, 1)[position_N]
-        loss_sum = token_loss_sum(hidden_NH, target_N, self.llm.get_output_embeddings())
-        return Output(loss_sum=loss_sum, num_target_tokens=int(target_N.numel()))
+        loss_sum, num_correct = token_loss(hidden_NH, target_N, self.llm.get_output_embeddings())
+        return Output(loss_sum, int(target_N.numel()), num_correct)
 
     def logits(self, batch: Batch) -> Tensor:
         """[B, T, V] at every position, for tests and analysis; training never makes them all."""

@@ -23,11 +23,13 @@ def supervised_positions(labels_BT: Tensor, position_ids_BT: Tensor) -> tuple[Te
     return row_N * labels_BT.shape[1] + column_N, target_BT[row_N, column_N]
 
 
-def token_loss_sum(hidden_NH: Tensor, target_N: Tensor, lm_head: nn.Module) -> Tensor:
-    """Cross entropy summed over the N positions, a scalar in fp32 (0, with gradients, when N is 0).
+def token_loss(hidden_NH: Tensor, target_N: Tensor, lm_head: nn.Module) -> tuple[Tensor, Tensor]:
+    """Cross entropy summed over the N positions, a scalar in fp32 (0, with gradients, when N is 0), and at
+    how many of them the likeliest token is the target, a long scalar.
 
     Only these positions pass through `lm_head`: with a large vocabulary the other logits would cost
     more time and memory than the rest of the model.
     """
     logits_NV: Tensor = lm_head(hidden_NH)
-    return functional.cross_entropy(logits_NV.float(), target_N, reduction="sum")
+    num_correct = (logits_NV.detach().argmax(-1) == target_N).sum()
+    return functional.cross_entropy(logits_NV.float(), target_N, reduction="sum"), num_correct

@@ -62,7 +62,7 @@ def segment_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """An attention function of transformers' AttentionInterface. Returns ([B, T, A, F], None).
 
-    Without `segments`, as in generation, it is SDPA with the given mask.
+    Without `segments`, as in generation and for batches that a mask suits better, it is SDPA with the mask.
     """
     for name in UNSUPPORTED:
         if others.get(name) is not None:

@@ -45,10 +45,11 @@ def prepare_stage(captioner: Captioner, train: Mapping[Group, GroupConfig], seed
                 _inject_lora(module, config.lora, group)
         else:
             module.requires_grad_(True)
-    unused = captioner.vision_encoder.unused_parameters()
-    for name, parameter in captioner.vision_encoder.named_parameters():
-        if name in unused:
-            parameter.requires_grad_(False)
+    if "vision_encoder" in train:
+        unused = captioner.vision_encoder.unused_parameters()
+        for name, parameter in captioner.vision_encoder.named_parameters():
+            if name in unused:
+                parameter.requires_grad_(False)
     captioner.train(captioner.training)
 
 

@@ -14,8 +14,6 @@ from prismcap.model.captioner import Captioner
 from prismcap.model.hf.dry_run import dry_run
 from prismcap.model.hf.export import ExportInfo
 
-PROMPT = "Describe the picture."
-
 
 def export_inputs(captioner: Captioner, config: RunConfig) -> tuple[ImageSpec, ExportInfo]:
     """The image spec and the template of the last stage: what the finished model was trained to see."""
@@ -27,7 +25,7 @@ def export_inputs(captioner: Captioner, config: RunConfig) -> tuple[ImageSpec, E
         template=template.spec.name,
         chat_template=chat_template(template),
         stop=template.spec.stop,
-        prompt=PROMPT,
+        prompt=config.prompt,
         details={
             "Stages": ", ".join(
                 f"{name} ({', '.join(value.train)})" for name, value in config.stages.items()
@@ -42,11 +40,14 @@ def export_inputs(captioner: Captioner, config: RunConfig) -> tuple[ImageSpec, E
 
 def dry_export(say: Callable[[str], None]) -> Callable[[Captioner, RunConfig], None]:
     """A hook of run_training: save and reload once, so that no run fails in its very last minute."""
+    from prismcap.train.runfolder import run_folder
 
     def check(captioner: Captioner, config: RunConfig) -> None:
         image_spec, info = export_inputs(captioner, config)
         say("Trying the export once before training …")
-        difference = dry_run(captioner, image_spec=image_spec, info=info)
+        # in the run's own folder: the system's temporary one is often too small for a model's weights
+        folder = run_folder(config)
+        difference = dry_run(captioner, image_spec=image_spec, info=info, folder=folder)
         say(f"The export reloads and agrees with the model (largest difference {difference:.1e}).")
 
     return check

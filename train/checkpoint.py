@@ -8,13 +8,14 @@ name that starts with a dot. The hashes guard against damage, not against malice
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
 import os
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ class Manifest:
     """What a checkpoint holds. `files`: relative path -> blake2b of its content.
 
     `config`: the flat keys of the config that matter for going on. `rejected`: samples left out so
-    far, by reason.
+    far, by reason. `stages`: the stages up to this one. `num_samples`: of the stage's mix, and
+    `total_steps` of the stage. An empty `stages` or a 0 says that it was not written down.
     """
 
     stage: str
@@ -58,6 +60,9 @@ class Manifest:
     config: Mapping[str, Any]
     rejected: Mapping[str, int]
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    stages: Sequence[str] = ()
+    num_samples: int = 0
+    total_steps: int = 0
 
 
 def step_name(step: int) -> str:
@@ -74,10 +79,12 @@ def save_checkpoint(
 ) -> Path:
     """Let every rank `write` into a folder aside, check it on rank 0, rename it to `name`. Collective.
 
-    Raises SaveError, on every rank, naming the folder; the half-written folder is then gone.
+    Raises SaveError, on every rank, naming the folder; the half-written folder is then gone. Where less
+    than `needed_bytes` are free nothing is written: in an engine's own collectives, ranks would wait for
+    the one that fails.
     """
     aside, target = stage_dir / f"{UNFINISHED}{name}", stage_dir / name
-    errors = _attempt(lambda: ranks.on_first(lambda: _empty_folder(aside)), ranks)
+    errors = _attempt(lambda: ranks.on_first(lambda: _empty_folder(aside, needed_bytes)), ranks)
     if not errors:
         errors = _attempt(lambda: write(aside), ranks)
     if not errors:
@@ -110,9 +117,11 @@ def _save_error(error: OSError, target: Path, needed_bytes: int) -> SaveError:
     )
 
 
-def _empty_folder(folder: Path) -> None:
+def _empty_folder(folder: Path, needed_bytes: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    if shutil.disk_usage(folder).free < needed_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def _publish(aside: Path, target: Path, manifest: Manifest) -> None:
@@ -186,7 +195,14 @@ def verify(folder: Path) -> Manifest:
 
 def step_folders(stage_dir: Path) -> list[Path]:
     """Checkpoints of a stage by step, oldest first, `final` left out."""
-    return sorted(path for path in stage_dir.glob("step-*") if path.is_dir())
+    found = [path for path in stage_dir.glob("step-*") if path.is_dir() and path.name[5:].isdecimal()]
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step in the name of one of step_folders."""
+    # names have six digits or more: they do not sort like their numbers
+    return int(folder.name.removeprefix("step-"))
 
 
 def newest(stage_dir: Path) -> tuple[Path, Manifest] | None:

@@ -29,6 +29,7 @@ from prismcap.data.features import FeatureStore, StoredImage, shard_path, shard_
 from prismcap.data.mix import Mix
 from prismcap.data.pack import PixelInputs
 from prismcap.data.schema import ImageRef, ImageSpec, SampleRejected
+from prismcap.data.workers import die_with_parent
 from prismcap.model.captioner import Captioner
 from prismcap.model.contracts import VisionEncoder
 from prismcap.model.weights import save_weights
@@ -101,6 +102,7 @@ def fill(
             batch_size=batch_size,
             num_workers=num_workers,
             collate_fn=_as_is,
+            worker_init_fn=die_with_parent,
             generator=torch.Generator(),
         )
         features = _encoded(captioner, loader, precision)
@@ -145,6 +147,7 @@ def missing_images(
         sampler=range(min(num_positions, len(mix))),
         num_workers=num_workers,
         collate_fn=_as_is,
+        worker_init_fn=die_with_parent,
         generator=torch.Generator(),
     )
     found: dict[str, ImageRef] = {}

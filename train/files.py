@@ -1,4 +1,4 @@
-"""Small text files written so that a crash leaves the old one or the new one, and errors of a full disk."""
+"""JSON files that are on the disk when the call returns, and errors of a full disk."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import json
 import os
 from pathlib import Path
 from typing import Any
-
-from prismcap.model.weights import sync_folder
 
 # EFBIG is what a file-size limit of the shell or the file system gives; for the user it is the same
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -26,20 +24,6 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Put `text` at `path` at once: a reader sees the old file or the new one, never half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def megabytes(num_bytes: float) -> str:

@@ -57,6 +57,7 @@ def fit(
     """
     for sink in sinks:
         sink.start_stage(stage, total_steps, engine.step)
+    warned_of_cut = False
     while engine.step < total_steps:
         started_s = time.perf_counter()
         data = next(steps)
@@ -72,6 +73,13 @@ def fit(
             log.warning("stage %s, step %d skipped: no supervised token in any of its samples", stage, step)
         record = make_record(stage, step, result, rates, data, waited_s, started_s, ranks)
         record["rejected"] = dict(tally.by_reason)
+        if record["cut_tokens"] and not warned_of_cut and ranks.is_first:
+            warned_of_cut = True
+            log.warning(
+                "stage %s, step %d: %d tokens were cut off samples longer than data.max_tokens (said once; "
+                "cut_tokens in log.jsonl counts them for every step)",
+                *(stage, step, record["cut_tokens"]),
+            )
         if ranks.is_first:
             for sink in sinks:
                 sink.write(record)
@@ -93,25 +101,29 @@ def make_record(
 ) -> dict[str, Any]:
     """One step as the sinks see it. Collective: counts are sums over ranks, times and memory maxima.
 
-    loss and grad_norm are None for a skipped step. padding_share: of the positions computed.
-    data_wait_share: of the step's time.
+    loss, accuracy/token and grad_norm are None for a skipped step. accuracy/token: the share of supervised
+    tokens that were the likeliest at their place. padding_share: of the positions computed.
+    data_wait_share: of the step's time. cut_tokens: what did not fit into data.max_tokens.
     """
     time_s, waited_s, peak_mb = ranks.max([time.perf_counter() - started_s, waited_s, peak_memory_mb()])
     batches = data.micro_batches
-    samples, tokens, positions = ranks.sum(
+    samples, tokens, positions, cut_tokens = ranks.sum(
         [
             len(data.sample_ids),
             sum(batch.num_tokens for batch in batches),
             sum(batch.input_ids.numel() for batch in batches),
+            data.num_cut_tokens,
         ]
     )
     return {
         "stage": stage,
         "step": step,
         "loss": None if result.skipped else result.loss,
+        "accuracy/token": None if result.skipped else result.accuracy,
         **{f"lr/{name}": rate for name, rate in rates.items()},
         "grad_norm": None if result.skipped else result.grad_norm,
         "supervised_tokens": result.num_target_tokens,
+        "cut_tokens": int(cut_tokens),
         "samples_per_s": samples / time_s,
         "tokens_per_s": tokens / time_s,
         "supervised_tokens_per_s": result.num_target_tokens / time_s,

@@ -40,7 +40,7 @@ from prismcap.train.engines._contract import Engine
 from prismcap.train.feature_cache import fill, open_store
 from prismcap.train.fit import StepCallback, fit
 from prismcap.train.optim import total_steps
-from prismcap.train.runfolder import comparable, open_run
+from prismcap.train.runfolder import comparable, open_run, stages_up_to
 from prismcap.train.sinks import jsonl, progress
 from prismcap.train.sinks._contract import Sink
 
@@ -157,6 +157,8 @@ class _StageRun:
     name: str
     folder: Path
     ranks: Ranks
+    num_samples: int = 0  # of the mix; these two are known once the data is open
+    num_steps: int = 0
 
     @property
     def stage(self) -> StageConfig:
@@ -173,6 +175,7 @@ class _StageRun:
         captioner.to(ranks.device)
         loader = stage_loader(self.config, self.name, captioner, ranks)
         steps = total_steps(stage.schedule, len(loader.mix), stage.batch.samples_per_step)
+        self.num_samples, self.num_steps = len(loader.mix), steps
         if stage.feature_cache:
             loader = replace(loader, images=self._features(captioner, loader.mix, steps))
         trainable = sum(parameter.numel() for parameter in trainable_parameters(captioner).values())
@@ -199,7 +202,7 @@ class _StageRun:
         store = open_store(self.config.model.vision_encoder, captioner.vision_encoder, spec, stage.precision)
         positions = steps * stage.batch.samples_per_step
         fill(captioner, mix, positions, spec, store, self.ranks, stage.precision, stage.data.num_workers)
-        return FeatureInputs(store)
+        return FeatureInputs(store, spec)
 
     def _go_on(self, engine: Engine, tally: RejectionTally) -> None:
         """Put engine, counts and random generators where the newest whole checkpoint has them."""
@@ -207,6 +210,7 @@ class _StageRun:
         if found is None:
             return
         folder, manifest = found
+        self._check_data(folder, manifest)
         if engine.fixed_world_size and manifest.world_size != self.ranks.world_size:
             raise ConfigError(
                 f"{folder} was written by {manifest.world_size} processes, this run has "
@@ -219,6 +223,16 @@ class _StageRun:
         checkpoints.load_random_state(folder, self.ranks.rank)
         log.info("stage %s: goes on after step %d (%s)", self.name, engine.step, folder)
 
+    def _check_data(self, folder: Path, manifest: Manifest) -> None:
+        """Files may change while the config that names them stays the same."""
+        then, now = (manifest.num_samples, manifest.total_steps), (self.num_samples, self.num_steps)
+        if manifest.num_samples and then != now:
+            raise ConfigError(
+                f"{folder}: stages.{self.name}.data had {then[0]} samples when this was written (a stage of "
+                f"{then[1]} steps), now it has {now[0]} ({now[1]} steps): the files have changed, so the run "
+                "cannot go on where it was. Put the files back, or train anew under another name=…"
+            )
+
     def _manifest(self, tally: RejectionTally, step: int) -> Manifest:
         return Manifest(
             stage=self.name,
@@ -227,6 +241,9 @@ class _StageRun:
             engine=self.stage.engine.name,
             config=comparable(self.config, self.name),
             rejected=dict(tally.by_reason),
+            stages=stages_up_to(self.name, self.config),
+            num_samples=self.num_samples,
+            total_steps=self.num_steps,
         )
 
     def _save(self, engine: Engine, tally: RejectionTally, step: int, trainable: int) -> None:

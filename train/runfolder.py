@@ -12,20 +12,22 @@ from pathlib import Path
 from typing import IO, Any
 
 from prismcap.configs.errors import ConfigError
+from prismcap.configs.files import replace_text
 from prismcap.configs.load import to_yaml
 from prismcap.configs.schema.run import RunConfig
 from prismcap.train.checkpoint import (
     FINAL,
     MANIFEST,
+    UNFINISHED,
     DamagedError,
     Manifest,
     read_manifest,
     remove_unfinished,
     step_folders,
+    step_of,
     verify,
 )
 from prismcap.train.distributed import Ranks
-from prismcap.train.files import replace_text
 from prismcap.train.sinks.jsonl import NAME as LOG_NAME
 
 LOCK = ".lock"
@@ -42,7 +44,7 @@ def run_folder(config: RunConfig) -> Path:
 def open_run(config: RunConfig, resume: str, ranks: Ranks) -> Iterator[Path]:
     """The run's folder, locked and checked, with its config.yaml. Collective.
 
-    resume: `never` wants an empty folder, `auto` goes on with what is there, a path names the
+    resume: `never` wants a folder without a run, `auto` goes on with what is there, a path names the
     checkpoint to go on from. Raises ConfigError when the folder cannot be written, is in use, or holds
     work of another config.
     """
@@ -55,8 +57,9 @@ def _open(config: RunConfig, resume: str, stack: ExitStack) -> Path:
     run_dir = run_folder(config)
     stack.enter_context(_locked(run_dir))
     _check_writable(run_dir)
+    remove_unfinished(run_dir)
     if resume == "never":
-        _check_empty(run_dir)
+        _check_holds_no_run(run_dir, config)
     elif resume != "auto":
         adopt(Path(resume), run_dir, config)
     for stage in config.stages:
@@ -108,12 +111,9 @@ def _unwritable(run_dir: Path, error: OSError) -> ConfigError:
     )
 
 
-def _contents(run_dir: Path) -> list[str]:
-    return sorted(path.name for path in run_dir.iterdir() if path.name != LOCK)
-
-
-def _check_empty(run_dir: Path) -> None:
-    if _contents(run_dir):
+def _check_holds_no_run(run_dir: Path, config: RunConfig) -> None:
+    """What else lies there, such as a page of `prismcap data inspect`, is in nobody's way."""
+    if any((run_dir / name).exists() for name in (CONFIG, LOG_NAME, *config.stages)):
         raise ConfigError(
             f"{run_dir} already holds a run. Go on with it: --resume auto. Or start another one: name=…"
         )
@@ -165,12 +165,22 @@ def check_same(config: RunConfig, stage_dir: Path) -> None:
 
 def _check_manifest(manifest: Manifest, config: RunConfig, folder: Path) -> None:
     changed = differences(manifest.config, comparable(config, manifest.stage))
+    stages = stages_up_to(manifest.stage, config)
+    if manifest.stages and list(manifest.stages) != stages:
+        # an empty one is of a checkpoint from before it was written down
+        changed.append(f"stages: {', '.join(manifest.stages)} then, {', '.join(stages)} now")
     if changed:
         raise ConfigError(
             f"{folder} was trained with another config; it cannot go on with this one:\n  "
             + "\n  ".join(changed)
             + "\nSet these back, or start another run with name=…"
         )
+
+
+def stages_up_to(stage: str, config: RunConfig) -> list[str]:
+    """The names of the stages before `stage`, and its own."""
+    names = list(config.stages)
+    return names[: names.index(stage) + 1]
 
 
 def adopt(checkpoint: Path, run_dir: Path, config: RunConfig) -> None:
@@ -193,26 +203,31 @@ def adopt(checkpoint: Path, run_dir: Path, config: RunConfig) -> None:
     before = stages[: stages.index(manifest.stage)]
     origin = checkpoint.resolve().parent.parent
     if origin == run_dir.resolve():
-        newer = _newer(run_dir, stages[len(before) :], checkpoint)
+        newer = _newer(run_dir, stages[len(before) :], manifest.step)
         if newer:
             raise ConfigError(
                 f"--resume {checkpoint}: {newer[0]} is newer, and would be overwritten. "
                 "Take --resume auto, or branch off into a new run with name=…"
             )
         return
-    _check_empty(run_dir)
+    _check_holds_no_run(run_dir, config)
+    # all of it aside first: a copy that is cut short would be taken for a run of its own
+    aside = run_dir / f"{UNFINISHED}{checkpoint.name}"
     for stage in before:
         verify(origin / stage / FINAL)
         _check_manifest(read_manifest(origin / stage / FINAL), config, origin / stage / FINAL)
-        shutil.copytree(origin / stage / FINAL, run_dir / stage / FINAL)
-    shutil.copytree(checkpoint, run_dir / manifest.stage / checkpoint.name)
+        shutil.copytree(origin / stage / FINAL, aside / stage / FINAL)
+    shutil.copytree(checkpoint, aside / manifest.stage / checkpoint.name)
     if (origin / LOG_NAME).is_file():
-        shutil.copy(origin / LOG_NAME, run_dir / LOG_NAME)
+        shutil.copy(origin / LOG_NAME, aside / LOG_NAME)
+    for path in list(aside.iterdir()):
+        os.rename(path, run_dir / path.name)
+    aside.rmdir()
 
 
-def _newer(run_dir: Path, stages: list[str], checkpoint: Path) -> list[Path]:
+def _newer(run_dir: Path, stages: list[str], step: int) -> list[Path]:
     """Steps of the checkpoint's stage after it, its final, and whatever later stages hold."""
-    own = [folder for folder in step_folders(run_dir / stages[0]) if folder.name > checkpoint.name]
+    own = [folder for folder in step_folders(run_dir / stages[0]) if step_of(folder) > step]
     later = [folder for stage in stages[1:] for folder in step_folders(run_dir / stage)]
     finals = [run_dir / stage / FINAL for stage in stages if (run_dir / stage / FINAL).exists()]
     return own + finals + later

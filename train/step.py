@@ -59,6 +59,11 @@ def checked_loss(step: AgreedStep, loss_sums: Sequence[float], ranks: Ranks) -> 
     raise NonFiniteError("the loss is not finite", [name for part in ranks.gather(bad) for name in part])
 
 
+def accuracy(step: AgreedStep, num_correct: Sequence[int], ranks: Ranks) -> float:
+    """The share of the step's supervised tokens that were the likeliest ones. Collective."""
+    return ranks.sum([sum(num_correct)])[0] / step.num_target_tokens
+
+
 def check_gradient(step: AgreedStep, grad_norm: float, ranks: Ranks) -> None:
     """Raise NonFiniteError, on every rank, when the norm is not finite. `grad_norm` is equal on all ranks."""
     if not math.isfinite(grad_norm):

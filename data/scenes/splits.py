@@ -2,7 +2,8 @@
 
 - A pair of words: an unordered pair that never meets in training, neither in a scene of any size nor
   in a question (asking for one word in a picture of the other).
-- A drawing: of each reviewed word with several drawings a third, but at least one.
+- A drawing: of each reviewed word with several drawings in one object set a third of them, but at least
+  one. Each set decides for itself, so a drawing is held out alike alone and beside another set.
 - A single scene: for scenes of one object, a combination of word, background, place and size.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from prismcap.data.scenes.graph import Background
-from prismcap.data.scenes.objects import ObjectSet
+from prismcap.data.scenes.objects import ObjectSet, Stamp
 
 Split = Literal["train", "unseen_pairs", "unseen_stamps"]
 
@@ -47,9 +48,15 @@ def single_held_out(word: str, background: Background, place: str, size: str) ->
 
 
 def held_out_drawings(objects: ObjectSet) -> frozenset[str]:
-    """Ids of the drawings that never occur in training. Every word keeps at least one in training."""
+    """Ids of the drawings that never occur in training, whichever sets are loaded together.
+
+    Every word keeps at least one of its drawings in each set for training.
+    """
+    groups: dict[tuple[str, str], list[Stamp]] = {}
+    for stamp in objects.stamps:
+        groups.setdefault((stamp.word, stamp.id.partition(":")[0]), []).append(stamp)
     held: set[str] = set()
-    for stamps in objects.by_word().values():
+    for stamps in groups.values():
         if len(stamps) < 2 or not any(stamp.reviewed for stamp in stamps):
             continue
         ordered = sorted(stamps, key=lambda stamp: fraction("drawing", stamp.id))

@@ -92,21 +92,24 @@ def caption_text(graph: SceneGraph, kind: Kind) -> Text:
     return Text("long", LONG_PROMPT, long_caption(graph))
 
 
+def _place_prompt(place: Place) -> str:
+    return f"What is {PLACE_PHRASES[place]}?"
+
+
+def _count_prompt(category: str | None) -> str:
+    return f"How many {'objects' if category is None else CATEGORY_PLURALS[category]} are there?"
+
+
 def place_question(graph: SceneGraph, place: Place) -> Text:
     """`What is on the left?` -> `A tiger.` Raises KeyError where nothing is."""
     answer = _sentence(with_article(graph.at(place).word))
-    return Text("place", f"What is {PLACE_PHRASES[place]}?", answer, asked=place)
+    return Text("place", _place_prompt(place), answer, asked=place)
 
 
 def count_question(graph: SceneGraph, category: str | None) -> Text:
     """`How many animals are there?` -> `Two.`; without a category all objects are counted."""
-    if category is None:
-        return Text(
-            "count", "How many objects are there?", _sentence(NUMBERS[len(graph.objects)]), asked="object"
-        )
-    count = sum(item.category == category for item in graph.objects)
-    prompt = f"How many {CATEGORY_PLURALS[category]} are there?"
-    return Text("count", prompt, _sentence(NUMBERS[count]), asked=category)
+    count = sum(category in (None, item.category) for item in graph.objects)
+    return Text("count", _count_prompt(category), _sentence(NUMBERS[count]), asked=category or "object")
 
 
 def yes_no_question(graph: SceneGraph, word: str) -> Text:
@@ -116,6 +119,21 @@ def yes_no_question(graph: SceneGraph, word: str) -> Text:
     else:
         prompt = f"Is there {'any ' + word if word in manners().mass else with_article(word)}?"
     return Text("yes_no", prompt, "Yes." if word in graph.words else "No.", asked=word)
+
+
+_PLACE_PROMPTS = {_place_prompt(place): place for place in PLACE_PHRASES}
+_COUNT_PROMPTS = {_count_prompt(category): category for category in (None, *CATEGORY_PLURALS)}
+
+
+def ask_again(prompt: str, graph: SceneGraph) -> str:
+    """What another scene answers to a question for a place or a number; "" where nothing is at the place.
+
+    Raises KeyError for a prompt that is none of these questions.
+    """
+    if prompt in _COUNT_PROMPTS:
+        return count_question(graph, _COUNT_PROMPTS[prompt]).answer
+    place = _PLACE_PROMPTS[prompt]
+    return place_question(graph, place).answer if place in {item.place for item in graph.objects} else ""
 
 
 _PLACES = {phrase: place for place, phrase in PLACE_PHRASES.items()}
@@ -158,7 +176,7 @@ def normalise_answer(text: str) -> str:
     """A short answer as it is compared: lower case, no article, no final mark, digits as words."""
     answer = " ".join(text.lower().split()).strip(" .!?\"'")
     answer = re.sub(r"^(?:an?|some|the)\s+", "", answer)
-    if answer.isdigit() and int(answer) <= MAX_OBJECTS:
+    if answer.isdecimal() and int(answer) <= MAX_OBJECTS:
         answer = NUMBERS[int(answer)]
     return "zero" if answer in ("none", "no objects") else answer
 

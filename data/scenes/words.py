@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from prismcap.data.schema import DataError
+from prismcap.configs.errors import DataError
 
 FOLDER = Path(__file__).parent
 # a word must survive the round trip through a caption, so it holds no comma, full stop or "and"

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prismcap.data.scenes.text import CAPTION_KINDS
 from prismcap.evaluate.report.read import Record, ReportError
 
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
-CAPTION_KINDS = ("short", "long")  # everything else is a question: it shows its prompt
 
 
 @dataclass(frozen=True)

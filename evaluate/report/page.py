@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from prismcap.configs.files import replace_text
 from prismcap.evaluate.intervals import MIN_ITEMS
 from prismcap.evaluate.report import plots
 from prismcap.evaluate.report.gallery import gallery
 from prismcap.evaluate.report.read import ReportError, RunFiles, read_run, series
+from prismcap.evaluate.results import ABOUT
 from prismcap.evaluate.versions import versions
-
-ABOUT = "about"  # the one key of metrics.json that holds no figures
 
 
 def write_report(folder: Path, seed: int = 0) -> Path:
@@ -27,10 +26,8 @@ def write_report(folder: Path, seed: int = 0) -> Path:
     """
     run = read_run(folder)
     path = folder / "report.html"
-    aside = folder / ".report.html.partial"
     try:
-        aside.write_text(render(run, seed), encoding="utf-8")
-        os.replace(aside, path)
+        replace_text(path, render(run, seed))
     except OSError as error:
         raise ReportError(f"{path}: cannot be written: {error}") from error
     return path
@@ -134,6 +131,7 @@ def stage_summary(run: RunFiles, stage: str) -> dict[str, Any]:
         "data_wait_share": median("data_wait_share"),
         "peak_memory_mb": max(peaks) if peaks else None,
         "rejected": rejected(records),
+        "cut_tokens": int(sum(series(records, "cut_tokens")[1])),
     }
 
 

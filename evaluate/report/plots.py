@@ -18,6 +18,7 @@ COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE)
 LINES = ("-", "--", "-.", ":")
 INK, GREY, PALE = "#24292f", "#6e7781", "#d8dee4"
 PANEL_WIDTH_IN, PANEL_HEIGHT_IN = 4.9, 2.9
+ACCURACY = "accuracy/token"  # in log.jsonl
 
 
 def loss_plot(run: RunFiles) -> str:
@@ -39,15 +40,17 @@ def loss_plot(run: RunFiles) -> str:
 
 
 def accuracy_plot(run: RunFiles) -> str | None:
-    """Every `accuracy/…` key of the log over the steps; None when a run logs none."""
-    names = sorted({key for record in run.log for key in record if key.startswith("accuracy")})
-    stages = [stage for stage in run.stages if any(series(run.records(stage), name)[0] for name in names)]
+    """The share of supervised tokens that each training step predicted right; None when none is logged.
+
+    On training data, as each step met it: it says nothing about held-out pictures.
+    """
+    stages = [stage for stage in run.stages if series(run.records(stage), ACCURACY)[0]]
     if not stages:
         return None
     figure, axes = _panels(len(stages))
     for axis, stage in zip(axes, stages, strict=True):
-        _dress(axis, f"{stage}: held-out accuracy")
-        _curves(axis, run, stage, names)
+        _dress(axis, f"{stage}: accuracy on supervised training tokens")
+        _curves(axis, run, stage, [ACCURACY])
         axis.set_ylim(0, 1)
     return _svg(figure, "accuracy")
 

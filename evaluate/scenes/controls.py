@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -27,12 +27,20 @@ class BlankImage:
         return hashlib.blake2b(f"blank {self.size_px} {self.level}".encode(), digest_size=16).hexdigest()
 
 
-def shuffled_partners(keys: Sequence[Hashable], seed: int, what: str = "items") -> list[int]:
+def shuffled_partners(
+    keys: Sequence[Hashable],
+    seed: int,
+    what: str = "items",
+    right_for: Callable[[int, int], bool] | None = None,
+) -> list[int]:
     """For each item the index of another whose key differs: whose picture it is shown.
 
     Where no key makes up more than half of the items, every picture is used exactly once (items sorted
     by key and rotated past the largest group). Otherwise that is impossible, and partners are drawn at
     random from the items of other keys. The same seed gives the same partners.
+    right_for(item, other): whether the other's picture makes the item's truth right all the same, though
+    the keys differ. Such partners are exchanged with another item's, else replaced by a random one that
+    does not; an item for which there is none keeps its partner.
     Raises DataError when all keys are equal.
     """
     groups: dict[Hashable, list[int]] = defaultdict(list)
@@ -56,4 +64,22 @@ def shuffled_partners(keys: Sequence[Hashable], seed: int, what: str = "items") 
         if keys[partner] == keys[index]:
             partner = rng.choice([other for other in order if keys[other] != keys[index]])
         partners[index] = partner
+    if right_for is not None:
+        _exchange(partners, right_for, rng)
     return partners
+
+
+def _exchange(partners: list[int], right_for: Callable[[int, int], bool], rng: random.Random) -> None:
+    """Mend in place the partners whose picture is right for the item."""
+    for index in range(len(partners)):
+        if not right_for(index, partners[index]):
+            continue
+        others = rng.sample(range(len(partners)), len(partners))
+        for other in others:
+            if not right_for(index, partners[other]) and not right_for(other, partners[index]):
+                partners[index], partners[other] = partners[other], partners[index]
+                break
+        else:
+            partners[index] = next(
+                (other for other in others if not right_for(index, other)), partners[index]
+            )

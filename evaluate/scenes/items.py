@@ -11,7 +11,7 @@ from prismcap.configs.errors import ConfigError
 from prismcap.configs.registry import component_options
 from prismcap.configs.schema.run import SplitConfig
 from prismcap.data.scenes.graph import SceneGraph
-from prismcap.data.scenes.text import CAPTION_KINDS, Kind, normalise_answer
+from prismcap.data.scenes.text import CAPTION_KINDS, Kind, answer_right, ask_again, normalise_answer
 from prismcap.data.schema import ImageRef, Message, Sample, TextPart
 from prismcap.data.sources._contract import SourceContext
 
@@ -68,12 +68,30 @@ class Item:
 
     @property
     def key(self) -> object:
-        """What must differ for another item's picture to be wrong for this one: the words that unseen
-        drawings stand for, else what is where; of a question, the answer."""
+        """What differs between items that another picture is taken from: the words that unseen drawings
+        stand for, else what is where; of a question, the answer."""
         if self.kind not in CAPTION_KINDS:
             return normalise_answer(self.truth)
-        unseen = frozenset(item.word for item in self.graph.objects if item.unseen)
-        return unseen or self.graph.pairs()
+        return self._unseen or self.graph.pairs()
+
+    @property
+    def _unseen(self) -> frozenset[str]:
+        return frozenset(item.word for item in self.graph.objects if item.unseen)
+
+    def right_for(self, other: Item) -> bool:
+        """Whether this item's truth would be right of the other item's picture as well.
+
+        Of an unseen drawing's caption, whether any drawing of its word is there; of a question for a place
+        or a number, what the other scene answers to it; else whether keys or scenes are equal.
+        """
+        if self.kind in CAPTION_KINDS and self._unseen:
+            return not self._unseen.isdisjoint(other.graph.words)
+        if self.kind not in CAPTION_KINDS:
+            try:
+                return answer_right(ask_again(self.prompt, other.graph), self.truth)
+            except KeyError:  # yes or no, or a source's own question
+                pass
+        return self.key == other.key or self.graph == other.graph
 
 
 def split_items(

@@ -65,6 +65,6 @@ Or `prismcap caption {"FOLDER"} picture.jpg`.
 ## Input
 
 - Pictures: RGB, {GEOMETRY[image_spec.geometry]}, {image_spec.size_px} x {image_spec.size_px} px, bicubic.
-- Text: the `{info.template}` template (`chat_template.jinja`). The prompt of training: {info.prompt!r}.
+- Text: the `{info.template}` template (`chat_template.jinja`). The default prompt: {info.prompt!r}.
 - An answer ends at {" or ".join(repr(text) for text in info.stop) or "the end-of-text token"}.
 """

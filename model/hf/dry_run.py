@@ -43,15 +43,20 @@ def dry_run(
     gradients and the random state are left as they were. Needs room for the weights in fp32 on disk,
     and for a second copy in memory. Raises ExportError when logits differ, and what export_captioner raises.
     """
-    with _undisturbed(captioner), tempfile.TemporaryDirectory(prefix="prismcap-", dir=folder) as name:
-        try:
+    try:
+        # the name is one that a run clears away, should this process be killed
+        place = tempfile.TemporaryDirectory(prefix=".unfinished-export-", dir=folder)
+        with _undisturbed(captioner), place as name:
             path = export_captioner(
                 captioner, Path(name) / "model", image_spec=image_spec, info=info, format=format
             )
-        except OSError as error:
-            raise ExportError(f"the dry export to {name} cannot be written: {error}") from error
-        exported = load_exported(path, device=captioner.device, dtype="float32")
-        return compare(captioner, exported, info)
+            exported = load_exported(path, device=captioner.device, dtype="float32")
+            return compare(captioner, exported, info)
+    except OSError as error:
+        raise ExportError(
+            f"the dry export to {folder or tempfile.gettempdir()} cannot be written: {error}. Make room there"
+            f"{'' if folder else ' or set TMPDIR to a larger folder'}, or skip this check: --no-dry-export"
+        ) from error
 
 
 @torch.no_grad()

@@ -38,8 +38,9 @@ def read_marker(folder: Path) -> dict[str, Any]:
 
 
 def write_weights(state: Mapping[str, Tensor], folder: Path, max_shard_size: str = "5GB") -> None:
-    """model.safetensors, or numbered shards with their index when it is larger than one shard."""
+    """model.safetensors, or numbered shards with their index when it is larger than one. Raises OSError."""
     from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plan = split_torch_state_dict_into_shards(
@@ -47,7 +48,10 @@ def write_weights(state: Mapping[str, Tensor], folder: Path, max_shard_size: str
     )
     for name, keys in plan.filename_to_tensors.items():
         shard = {key: state[key].detach().cpu().contiguous() for key in keys}
-        save_file(shard, folder / name, metadata={"format": "pt"})
+        try:
+            save_file(shard, folder / name, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{folder / name}: the weights cannot be written: {error}") from error
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_json(folder / "model.safetensors.index.json", index)

@@ -13,6 +13,7 @@ import timm
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.func import functional_call
 
 from prismcap.configs.cache import resolve_path
 from prismcap.configs.errors import ConfigError, nearest
@@ -50,6 +51,22 @@ class TimmEncoder(VisionEncoder):
         if features.ndim == 3:
             return features[:, self._num_prefix_tokens() :]
         return features.flatten(1, 2)
+
+    def unused_parameters(self) -> frozenset[str]:
+        """What a model keeps of its head (ConvNeXt's norm); found by a backward pass over a blank tile."""
+        leaves = {name: value.detach().requires_grad_() for name, value in self.named_parameters()}
+        size = self.image_spec.size_px
+        tile = torch.zeros(1, 3, size, size, device=next(self.parameters()).device)
+        modes = {module: module.training for module in self.modules()}
+        self.eval()  # BatchNorm's statistics stay as they are
+        try:
+            with torch.enable_grad():
+                features = functional_call(self, leaves, (tile,))
+                gradients = torch.autograd.grad(features.sum(), list(leaves.values()), allow_unused=True)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        return frozenset(name for name, value in zip(leaves, gradients, strict=True) if value is None)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         self.model.set_grad_checkpointing(enabled)

@@ -21,7 +21,7 @@ import click
     "auto: llava where it fits.",
 )
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-@click.option("--prompt", help="What `prismcap caption` asks by default.  [default: Describe the picture.]")
+@click.option("--prompt", help="What `prismcap caption` asks by default.  [default: `prompt` of the config]")
 def export(run: Path, destination: Path | None, layout: str, dtype: str, prompt: str | None) -> None:
     """Write the trained RUN (a folder under checkpoints/) to DST, by default RUN/model.
 

@@ -13,7 +13,7 @@ import click
     default="never",
     show_default=True,
     metavar="auto|never|PATH",
-    help="auto: go on with what the run's folder holds. never: it must be empty. PATH: a step-… folder.",
+    help="auto: go on with what the run's folder holds. never: it must hold no run. PATH: a step-… folder.",
 )
 @click.option(
     "--dry-export/--no-dry-export",
@@ -49,5 +49,10 @@ def train(config: str, overrides: tuple[str, ...], resume: str, dry_export: bool
             run_dir = run_training(loaded, resume, before_training=hooks, ranks=ranks)
         except (DataError, NonFiniteError, SaveError) as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            raise click.ClickException(
+                f"{error.filename or 'a file'} cannot be read or written: {error.strerror or error}; earlier "
+                "checkpoints are intact: make room (or mend what is named) and go on with --resume auto"
+            ) from error
         if ranks.is_first:
             click.echo(f"Trained: {run_dir}")

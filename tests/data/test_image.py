@@ -159,8 +159,9 @@ def test_a_very_long_picture_is_refused_before_it_fills_the_memory() -> None:
     line = Image.new("RGB", (40_000, 1))
     for geometry in ("pad", "center_crop"):
         with pytest.raises(SampleRejected) as caught:
-            to_tiles(line, ImageSpec(224, CLIP_MEAN, CLIP_STD, geometry))
+            to_tiles(line, ImageSpec(224, CLIP_MEAN, CLIP_STD, geometry), "line.png")
         assert caught.value.reason == "image_too_elongated"
+        assert str(caught.value).startswith("line.png: 40000 x 1 pixels")
     assert to_tiles(line, ImageSpec(224, CLIP_MEAN, CLIP_STD, "resize")).shape == (1, 3, 224, 224)
 
 

@@ -22,7 +22,7 @@ from prismcap.configs.schema.data import DataConfig
 from prismcap.data.encode import Encoder, build_encoder
 from prismcap.data.inspect import Inspection, inspect_mix, token_runs, write_page
 from prismcap.data.mix import Mix, build_mix
-from prismcap.data.schema import ImageSpec, TokenSpec
+from prismcap.data.schema import DataError, ImageSpec, TokenSpec
 from prismcap.data.sources._contract import SourceContext
 from prismcap.scripts.cli import cli
 
@@ -151,3 +151,10 @@ def test_neighbouring_showings_of_one_picture_stay_apart(mix: Mix, encoder: Enco
     sample = next(mix.sources[0][0][i] for i in range(4) if mix.sources[0][0][i].id == "seen")
     runs = list(token_runs(encoder.encode(sample), encoder))
     assert [run.num_tokens for run in runs if run.kind == "image"] == [3, 3]
+
+
+def test_a_page_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "page.html"):
+        with pytest.raises(DataError, match=f"{path}: the page cannot be written.*--out"):
+            write_page(Inspection((), 0, {}, ()), path, "lost")

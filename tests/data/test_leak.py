@@ -16,7 +16,8 @@ import pytest
 from prismcap.data.scenes import items as items_module
 from prismcap.data.scenes import make as make_module
 from prismcap.data.scenes.items import SceneItem
-from prismcap.data.scenes.objects import load_objects
+from prismcap.data.scenes.objects import ObjectSet, load_objects
+from prismcap.data.scenes.splits import fraction, held_out_drawings
 from prismcap.data.sources import scenes, stamps
 from prismcap.data.sources._contract import SourceContext
 
@@ -153,6 +154,41 @@ def test_stamps_source_shows_no_held_out_single_scene() -> None:
     }
     held = source("unseen_pairs", 1500, num_objects={1: 1}, tasks={"short": 1}, object_limit=None)
     assert not shown & {single(held.item(i)) for i in range(len(held))}
+
+
+def leaks_between_sets() -> list[str]:
+    """Held-out drawings of both sets together that training on Tux Paint alone has seen."""
+    vocabulary = load_objects("both").words
+    shown = stamps.build(stamps.Options(objects="tuxpaint"), SourceContext())
+    train = collect(all_items(source("train", NUM_TRAIN, object_limit=None)), vocabulary)
+    drawings = train.drawings | {stamp.id for stamp in shown.stamps}
+    pixels = train.pixels | {stamp.pixels for stamp in shown.stamps}
+    held = all_items(source("unseen_stamps", NUM_HELD, "both", object_limit=None, tasks={"short": 1}))
+    targets = [
+        (n, thing, item) for item in held for n, thing in enumerate(item.graph.objects) if thing.unseen
+    ]
+    assert sum(thing.stamp.startswith("tuxpaint:") for _, thing, _ in targets) > 30
+    return [
+        thing.stamp
+        for n, thing, item in targets
+        if thing.stamp in drawings or item.sample.images[0].pixels[n] in pixels  # type: ignore[attr-defined]
+    ]
+
+
+def test_no_drawing_leaks_from_one_object_set_into_another() -> None:
+    assert leaks_between_sets() == []
+    alone = [held_out_drawings(load_objects(name)) for name in ("tuxpaint", "openmoji")]
+    assert held_out_drawings(load_objects("both")) == alone[0] | alone[1]
+
+
+def test_planted_leak_between_sets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_word_alone(objects: ObjectSet) -> frozenset[str]:
+        groups = (found for found in objects.by_word().values() if len(found) > 1)
+        return frozenset(min(found, key=lambda stamp: fraction("drawing", stamp.id)).id for found in groups)
+
+    monkeypatch.setattr(make_module, "held_out_drawings", by_word_alone)
+    monkeypatch.setattr(stamps, "held_out_drawings", by_word_alone)
+    assert leaks_between_sets()
 
 
 def test_planted_leak_in_scenes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,12 +134,15 @@ def test_ranks_share_out_the_same_samples(loader: StepLoader) -> None:
 def test_rejected_samples_are_counted_by_reason_and_the_others_stay(loader: StepLoader) -> None:
     rejected: Counter[str] = Counter()
     kept: Counter[str] = Counter()
+    said: set[str] = set()
     for step in range(35):  # 420 samples: six epochs of 70
         data = loader.load(step)
         rejected.update(data.num_rejected)
         kept.update(data.sample_ids)
+        said.update(data.messages)
         assert len(data.sample_ids) + sum(data.num_rejected.values()) == data.num_samples
         assert len(data.messages) == min(5, sum(data.num_rejected.values()))
+    assert "image_corrupt: sample 'a5': picture 5 is broken" in said
     # per epoch 6 rows of a (3, 10, 17, 24, 31, 38) and 3 times 1 of b; pictures 5, 18 of a and 5 of b thrice
     assert rejected == {"row_malformed": 6 * (6 + 3), "image_corrupt": 6 * (2 + 3)}
     assert kept["a0"] == 6 and kept["b0"] == 18 and "a3" not in kept and "a5" not in kept

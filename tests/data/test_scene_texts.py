@@ -17,6 +17,7 @@ from prismcap.data.scenes.text import (
     KINDS,
     NUMBERS,
     answer_right,
+    ask_again,
     count_question,
     long_caption,
     normalise_answer,
@@ -121,6 +122,7 @@ def test_half_right_captions_count_by_object() -> None:
 def test_answers_are_normalised() -> None:
     assert normalise_answer(" A  Tiger. ") == "tiger"
     assert normalise_answer("2") == normalise_answer("Two.") == "two"
+    assert normalise_answer("²") == "²" and normalise_answer("7") == "7"
     assert (
         answer_right("none", "Zero.")
         and answer_right("yes", "Yes.")
@@ -128,6 +130,17 @@ def test_answers_are_normalised() -> None:
     )
     assert not answer_right("Yes", "No.") and not answer_right("a red tiger", "A tiger.")
     assert not answer_right("", "Zero.")
+
+
+def test_a_question_is_asked_again_of_another_scene() -> None:
+    other = replace(HAND_MADE, objects=(thing("dog", "left"), thing("cat", "right")))
+    assert ask_again(place_question(HAND_MADE, "left").prompt, other) == "A dog."
+    assert ask_again(place_question(HAND_MADE, "middle").prompt, other) == ""
+    assert ask_again(count_question(HAND_MADE, "animal").prompt, other) == "Two."
+    assert ask_again(count_question(HAND_MADE, "food").prompt, other) == "Zero."
+    assert ask_again(count_question(HAND_MADE, None).prompt, other) == "Two."
+    with pytest.raises(KeyError):
+        ask_again(yes_no_question(HAND_MADE, "tiger").prompt, other)
 
 
 def test_questions_agree_with_the_graph() -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import json
+import resource
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from PIL import Image
 
 import prismcap.evaluate.run as module
 from prismcap.configs.errors import ConfigError
@@ -22,7 +25,7 @@ from prismcap.data.schema import DataError
 from prismcap.data.sources._contract import SourceContext
 from prismcap.evaluate.inference import Request
 from prismcap.evaluate.report.page import write_report
-from prismcap.evaluate.results import write_results
+from prismcap.evaluate.results import save_thumbnail, write_results
 from prismcap.evaluate.run import BLANK, evaluate_run
 from prismcap.evaluate.scenes.figures import figures_of
 from prismcap.evaluate.scenes.items import split_items
@@ -96,7 +99,8 @@ def test_every_figure_is_there_with_interval_and_controls(measured: Path) -> Non
     assert loss["shuffled"]["mean"] - loss["true"]["mean"] == pytest.approx(
         loss["difference"]["mean"], abs=2e-6
     )
-    assert metrics["about"]["quick"] is False and metrics["about"]["total_s"] > 0
+    assert (metrics["about"]["quick"], metrics["about"]["complete"]) == (False, True)
+    assert metrics["about"]["total_s"] > 0
 
 
 def test_captions_name_pictures_that_exist(measured: Path) -> None:
@@ -136,15 +140,32 @@ def test_a_model_that_sees_is_right_and_fails_both_controls(
 ) -> None:
     def seen(request: Request) -> str:
         (image,) = request.prompt.images
-        return "A tiger on the left." if image is BLANK else short_caption(image.graph)  # type: ignore[attr-defined]
+        return "" if image is BLANK else short_caption(image.graph)  # type: ignore[attr-defined]
 
     monkeypatch.setattr(module, "generate_texts", oracle(seen))
     metrics = evaluate_run(copy_run("oracle"))
     for split, name in (("unseen_pairs", "all_right"), ("unseen_pairs", "num_objects_1")):
         figure = metrics[split][name]
-        assert (figure["rate"], figure["controls"]["shuffled"]["rate"]) == (1.0, 0.0)
+        assert figure["rate"] == 1.0 and control_rates(figure) == {"blank": 0.0, "shuffled": 0.0}
     stamps = metrics["unseen_stamps"]["object_right"]
-    assert stamps["rate"] == 1.0 and stamps["controls"]["shuffled"]["rate"] < 0.5
+    assert stamps["rate"] == 1.0 and control_rates(stamps) == {"blank": 0.0, "shuffled": 0.0}
+
+
+def control_rates(figure: dict[str, Any]) -> dict[str, float]:
+    return {name: control["rate"] for name, control in figure["controls"].items()}
+
+
+@pytest.mark.usefixtures("loaded_once")
+def test_a_blank_control_that_shows_the_picture_would_be_caught(
+    copy_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A planted fault: the control named blank shows each item its own picture."""
+    honest = module._shown
+    planted = oracle(lambda request: short_caption(request.prompt.images[0].graph))  # type: ignore[attr-defined]
+    monkeypatch.setattr(module, "generate_texts", planted)
+    monkeypatch.setattr(module, "_shown", lambda items, seed: {**honest(items, seed), "blank": list(items)})
+    metrics = evaluate_run(copy_run("peeking"), splits=["unseen_stamps"])
+    assert control_rates(metrics["unseen_stamps"]["all_right"])["blank"] == 1.0
 
 
 @pytest.mark.usefixtures("loaded_once")
@@ -182,14 +203,90 @@ def test_one_split_again_keeps_the_others_of_the_same_weights(copy_run: Callable
     again = evaluate_run(run, splits=["unseen_stamps"], limit=4)
     assert again["unseen_pairs"] == full["unseen_pairs"] and again["align"] == full["align"]
     assert again["unseen_stamps"]["all_right"]["n"] == 4 and again["about"]["quick"] is True
+    assert full["about"]["complete"] is True and again["about"]["complete"] is False
     assert again["about"]["notes"] == full["about"]["notes"]
     kept = read(run)[1]
     assert len(kept) == len(captions) - 3 * (10 - 4)
     write_report_needs_log(run)
+    whole = evaluate_run(run, splits=["unseen_stamps"])
+    assert {**whole, "about": None} == {**full, "about": None}
+    assert (whole["about"]["quick"], whole["about"]["complete"]) == (False, True)
     # other weights: what was measured before says nothing about them
     about = {"weights": "other", "notes": {}}
-    assert list(write_results(run, about, {"x": {}}, [])) == ["about", "x"]
+    options: dict[str, Any] = {"expected": ("x", "unseen_pairs"), "quick": False, "limited": False}
+    assert list(write_results(run, about, {"x": {}}, [], **options)) == ["about", "x"]
     assert list((run / "pictures").iterdir()) == []
+
+
+def test_quick_and_complete_speak_of_every_figure_in_the_file(tmp_path: Path) -> None:
+    def marks(
+        split: str, expected: Sequence[str] = ("a", "b"), quick: bool = False, limited: bool = False
+    ) -> tuple[bool, bool]:
+        about = {"weights": "w", "notes": {}}
+        figures = {split: {"all_right": {}}}
+        options: dict[str, Any] = {"expected": expected, "quick": quick, "limited": limited}
+        written = write_results(tmp_path, about, figures, [], **options)
+        text = (tmp_path / "metrics.json").read_text()
+        assert json.loads(text) == written
+        # scripts/demo.sh looks for exactly this
+        assert ('"complete": true' in text) is written["about"]["complete"]
+        return written["about"]["quick"], written["about"]["complete"]
+
+    assert marks("a") == (False, False), "b is not there"
+    assert marks("b", limited=True) == (True, False)
+    assert marks("a") == (True, False), "b, which is kept, was limited"
+    assert marks("b") == (False, True)
+    assert marks("b", quick=True) == (True, True), "all that a quick config asks for"
+    assert marks("a") == (True, True), "b, which is kept, is of a quick config"
+    assert marks("a", expected=("a",)) == (False, True), "the config has no b any more"
+    assert list(json.loads((tmp_path / "metrics.json").read_text())) == ["about", "a"]
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """Every write to a file fails, as on a full disk; for root too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_folder_that_takes_no_file_is_refused_before_any_work(
+    copy_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copy_run("full")
+    monkeypatch.setattr(module, "split_items", lambda *_: pytest.fail("work began"))
+    with no_room(), pytest.raises(DataError, match=f"{run}: the results cannot be written.*Make room"):
+        evaluate_run(run)
+
+
+def test_a_failed_write_is_named_and_leaves_the_old_files(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"expected": ("a",), "quick": False, "limited": False}
+    about = {"weights": "w", "notes": {}}
+    write_results(tmp_path, about, {"a": {"x": {"rate": 1}}}, [], **options)
+    before = (tmp_path / "metrics.json").read_bytes()
+    with no_room(), pytest.raises(DataError, match=r"metrics\.json: the results cannot be written"):
+        write_results(tmp_path, about, {"a": {}}, [], **options)
+    assert (tmp_path / "metrics.json").read_bytes() == before
+    with no_room(), pytest.raises(DataError, match=r"abc\.jpg: the results cannot be written"):
+        save_thumbnail(tmp_path, "abc", Image.new("RGB", (300, 300)))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["captions.jsonl", "metrics.json", "pictures"]
+
+
+def test_a_kill_leaves_no_half_thumbnail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = Image.new("RGB", (300, 300), "red")
+
+    def killed(_picture: Image.Image, path: Path, **_: Any) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Image.Image, "save", killed)
+        save_thumbnail(tmp_path, "abc", picture)
+    with Image.open(tmp_path / save_thumbnail(tmp_path, "abc", picture)) as whole:
+        assert (whole.format, whole.size) == ("JPEG", (224, 224))
 
 
 def write_report_needs_log(run: Path) -> None:

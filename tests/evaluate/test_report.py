@@ -237,14 +237,22 @@ def test_half_finished_run_still_gives_a_report(tmp_path: Path) -> None:
     assert "Stage align is not finished" not in page.text
 
 
-def test_accuracy_in_the_log_is_drawn(tmp_path: Path) -> None:
+def test_training_accuracy_and_cut_tokens_of_the_log_are_shown(text: str, tmp_path: Path) -> None:
+    assert "accuracy" not in text and "tokens were cut" not in text
     folder = fake_run(tmp_path / "accurate", evaluated=False)
     with (folder / "log.jsonl").open("a") as log:
-        for step in (91, 92):
-            log.write(
-                json.dumps({"stage": "instruct", "step": step, "loss": 0.1, "accuracy/pairs": 0.5}) + "\n"
-            )
-    assert "held-out accuracy" in Page(write_report(folder).read_text(encoding="utf-8")).text
+        for step, cut in ((91, 1200), (92, 34)):
+            record = {
+                "stage": "instruct",
+                "step": step,
+                "loss": 0.1,
+                "accuracy/token": 0.5,
+                "cut_tokens": cut,
+            }
+            log.write(json.dumps({**record, "cut_tokens": cut}) + "\n")
+    shown = Page(write_report(folder).read_text(encoding="utf-8")).text
+    assert "instruct: accuracy on supervised training tokens" in shown and "held-out accuracy" not in shown
+    assert "instruct: 1,234 tokens were cut" in shown and "align: accuracy" not in shown
 
 
 def test_a_step_written_twice_counts_once(tmp_path: Path) -> None:

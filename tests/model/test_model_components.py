@@ -209,6 +209,19 @@ def test_timm_features_are_the_last_feature_map(name: str, tmp_path: Path) -> No
     assert encoder.image_spec.mean == tuple(timm.get_pretrained_cfg(name).mean)
 
 
+def test_what_timm_keeps_of_a_head_is_named_and_nothing_else_changes() -> None:
+    encoder = build("vision_encoder", "timm", model="test_convnext", image_size=64)
+    encoder.requires_grad_(False).train()
+    encoder.model.stem.eval()
+    unused = encoder.unused_parameters()
+    assert unused and all(name.startswith("model.head.norm.") for name in unused)
+    assert encoder.training and not encoder.model.stem.training
+    assert not any(value.requires_grad or value.grad is not None for value in encoder.parameters())
+    encoder.requires_grad_(True)
+    encoder(torch.randn(1, 3, 64, 64)).sum().backward()
+    assert {name for name, value in encoder.named_parameters() if value.grad is None} == unused
+
+
 def test_patch_concat_joins_neighbours_row_major() -> None:
     connector = build("connector", "patch_concat", 1, (4, 6), 8, k=2)
     features = torch.arange(24.0).view(1, 24, 1)

@@ -11,10 +11,13 @@ from prismcap.configs.errors import ConfigError
 from prismcap.model.attention import attention_inputs, register_segments
 from prismcap.model.segment_attention import segment_attention, segment_index
 
+# three rows of 17; the first: samples of many lengths, a full row, a row that begins with a new sample at
+# once. Padded to the longest, its samples would take more room than a mask; the second's take less.
+PACKINGS = {"mask": [[3, 1, 7, 4], [17], [5, 5, 1]], "segments": [[3, 1, 4, 5], [5, 5, 5], [5, 2, 1]]}
 
-def packed_ids() -> tuple[Tensor, Tensor]:
-    """Three rows: samples of many lengths, a full row, a row that begins with a new sample at once."""
-    rows = [[3, 1, 7, 4], [17], [5, 5, 1]]
+
+def packed_ids(packing: str = "mask") -> tuple[Tensor, Tensor]:
+    rows = PACKINGS[packing]
     segment_ids, position_ids = torch.zeros(3, 17, dtype=torch.long), torch.zeros(3, 17, dtype=torch.long)
     for row, lengths in enumerate(rows):
         start = 0
@@ -56,8 +59,9 @@ def outputs_and_gradients(segment_ids: Tensor, position_ids: Tensor, handed: Ten
     return found
 
 
-def test_equal_to_the_block_diagonal_mask_forward_and_backward() -> None:
-    segment_ids, position_ids = packed_ids()
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_equal_to_the_block_diagonal_mask_forward_and_backward(packing: str) -> None:
+    segment_ids, position_ids = packed_ids(packing)
     masked, masked_grad, segments, segments_grad = outputs_and_gradients(
         segment_ids, position_ids, segment_ids
     )
@@ -65,8 +69,17 @@ def test_equal_to_the_block_diagonal_mask_forward_and_backward() -> None:
     torch.testing.assert_close(segments_grad, masked_grad, atol=1e-4, rtol=1e-4)
 
 
-def test_a_leak_between_two_samples_is_seen() -> None:
-    segment_ids, position_ids = packed_ids()
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_the_smaller_of_mask_and_segments_is_handed_over(packing: str) -> None:
+    segment_ids, position_ids = packed_ids(packing)
+    inputs = attention_inputs("segments", position_ids, segment_ids, torch.float32)
+    assert ("segments" in inputs) == (packing == "segments")
+    assert inputs["attention_mask"].shape == ((1, 1, 1, 1) if packing == "segments" else (3, 1, 17, 17))
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_leak_between_two_samples_is_seen(packing: str) -> None:
+    segment_ids, position_ids = packed_ids(packing)
     leaking = segment_ids.clone()
     leaking[0, 3:4] = 1  # the second sample joins the first
     masked, _, segments, _ = outputs_and_gradients(segment_ids, position_ids, leaking)

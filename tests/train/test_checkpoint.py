@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,6 +103,49 @@ def test_pruning_keeps_the_newest_and_only_once_it_is_whole(tmp_path: Path) -> N
     put(tmp_path, 4)
     checkpoints.prune(tmp_path, keep=2)
     assert [path.name for path in checkpoints.step_folders(tmp_path)] == ["step-000003", "step-000004"]
+
+
+def test_the_millionth_step_is_newer_than_the_one_before(tmp_path: Path) -> None:
+    for step in (1_000_000, 999_999):
+        save_checkpoint(tmp_path, checkpoints.step_name(step), manifest(step), lambda _: None, Ranks())
+    (tmp_path / "step-000001.copy").mkdir()  # not one of ours
+    found = newest(tmp_path)
+    assert found is not None and found[1].step == 1_000_000
+    checkpoints.prune(tmp_path, keep=1)
+    assert [path.name for path in checkpoints.step_folders(tmp_path)] == ["step-1000000"]
+
+
+def free_space(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+
+
+def test_without_room_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, 1)
+    free_space(monkeypatch, 99)
+    written: list[Path] = []
+    with pytest.raises(SaveError, match=r"step-000002: no space left"):
+        save_checkpoint(tmp_path, "step-000002", manifest(2), written.append, Ranks(), needed_bytes=100)
+    assert written == []
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+    save_checkpoint(tmp_path, "step-000002", manifest(2), written.append, Ranks(), needed_bytes=99)
+    assert len(written) == 1
+
+
+@pytest.mark.parametrize(("free", "words"), [(0, "no space left"), (10**12, "cannot be written")])
+def test_torchs_zip_writer_failing_is_a_failed_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, words: str
+) -> None:
+    from prismcap.train.engines.deepspeed import DeepSpeedEngine
+
+    def full_disk(*_: object, **__: object) -> None:
+        torch.save({"a": torch.zeros(100_000)}, "/dev/full")
+
+    engine = object.__new__(DeepSpeedEngine)
+    engine.engine = SimpleNamespace(save_checkpoint=full_disk)
+    engine.ranks = Ranks()
+    free_space(monkeypatch, free)
+    with pytest.raises(SaveError, match=words):
+        save_checkpoint(tmp_path, "step-000001", manifest(1), engine.save, Ranks())
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])

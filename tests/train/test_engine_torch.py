@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.run import RunConfig
 from prismcap.data.loader import StepLoader
 from prismcap.data.schema import IGNORE_INDEX, Batch
 from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner, Output
+from prismcap.model.loss import supervised_positions
 from prismcap.model.trainable import prepare_stage, trainable_state
 from prismcap.train.distributed import Ranks
 from prismcap.train.engines._contract import NonFiniteError
@@ -83,7 +85,7 @@ def test_big_batch_equals_uneven_micro_batches(make_config: Make) -> None:
     def mean_of_means(batch: Batch) -> Output:
         output = forward(batch)
         scale = sum(counts) / (len(counts) * output.num_target_tokens)
-        return Output(output.loss_sum * scale, output.num_target_tokens)
+        return Output(output.loss_sum * scale, output.num_target_tokens, output.num_correct)
 
     engine.forward = mean_of_means
     assert largest_difference(expected, gradients(engine, small)) > 1e-2
@@ -99,6 +101,34 @@ def test_the_reported_loss_is_the_mean_over_tokens(make_config: Make) -> None:
     result = engine.train_step(batches)
     assert result.loss == pytest.approx(expected, rel=1e-6)
     assert result.num_target_tokens == tokens
+
+
+def test_the_reported_accuracy_is_the_share_of_tokens_that_are_the_likeliest(make_config: Make) -> None:
+    captioner, loader, engine = parts(make_config(FULL))
+    batches = loader.load(0).micro_batches
+    for _ in range(5):
+        engine.train_step(batches)
+    right = tokens = 0
+    for batch in batches:
+        position_N, target_N = supervised_positions(batch.labels, batch.position_ids)
+        with torch.no_grad():
+            likeliest_N = captioner.logits(batch).flatten(0, 1)[position_N].argmax(-1)
+        right += int((likeliest_N == target_N).sum())
+        tokens += len(target_N)
+    assert 0 < right < tokens
+    assert engine.train_step(batches).accuracy == pytest.approx(right / tokens)
+
+
+def test_a_parameter_that_nothing_reads_is_named_at_the_first_step(make_config: Make) -> None:
+    config = make_config(FULL)
+    captioner = build_captioner(config.model, seed=config.seed)
+    captioner.connector.register_parameter("unread", torch.nn.Parameter(torch.zeros(1)))
+    prepare_stage(captioner, config.stages["instruct"].train, seed=config.seed)
+    engine = build_engine(config, "instruct", captioner, 10, Ranks())
+    batches = stage_loader(config, "instruct", captioner, Ranks()).load(0).micro_batches
+    with pytest.raises(ConfigError, match=r"1 parameters are to train, .*\(connector\.unread\)"):
+        engine.train_step(batches)
+    assert engine.step == 0
 
 
 def test_clipping_bounds_the_step_and_reports_the_norm_before(make_config: Make) -> None:

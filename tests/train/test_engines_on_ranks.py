@@ -79,7 +79,9 @@ def on_two_ranks(run_jobs: Callable[..., Results]) -> Results:
     return run_jobs(EQUAL | IDLE | ROUNDED | FAULTY)
 
 
-def run_plain(world: Path, *overrides: str) -> tuple[list[float], list[float], dict[str, Tensor]]:
+def run_plain(
+    world: Path, *overrides: str
+) -> tuple[list[float], list[float], dict[str, Tensor], list[float]]:
     config = load_config(world / "config.yaml", [*FULL, *overrides])
     captioner = build_captioner(config.model, seed=config.seed)
     prepare_stage(captioner, config.stages["instruct"].train, seed=config.seed)
@@ -90,6 +92,7 @@ def run_plain(world: Path, *overrides: str) -> tuple[list[float], list[float], d
         [result.loss for result in results],
         [result.grad_norm for result in results],
         engine.gathered_state(),
+        [result.accuracy for result in results],
     )
 
 
@@ -114,11 +117,12 @@ def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
 
 
 def differs(found: Results, name: str, expected: Any) -> bool:
-    losses, norms, weights = expected
+    losses, norms, weights, accuracies = expected
     values = found.values[name]
     return not (
         values["losses"] == pytest.approx(losses, rel=2e-6)
         and values["norms"] == pytest.approx(norms, rel=1e-5)
+        and values["accuracies"] == pytest.approx(accuracies)
         and distance(weights, found.weights(name)) < 2e-5
     )
 
@@ -158,7 +162,7 @@ def test_planted_faults_are_seen(on_two_ranks: Results, plain: Any, name: str) -
 
 
 def test_bf16_weights_keep_fp32_masters(on_two_ranks: Results, plain: Any) -> None:
-    losses, _, weights = plain()
+    losses, _, weights, _ = plain()
     assert on_two_ranks.values["zero2_bf16"]["losses"] == pytest.approx(losses, rel=0.02)
     found = on_two_ranks.weights("zero2_bf16")
     assert found.keys() == weights.keys()

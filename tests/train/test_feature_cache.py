@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from prismcap.configs.schema.run import RunConfig
 from prismcap.data.features import FeatureInputs, FeatureStore, StoredImage, shard_path, shard_tensors
 from prismcap.data.image import FileImage
 from prismcap.data.pack import PixelInputs
-from prismcap.data.schema import DataError, SampleRejected
+from prismcap.data.schema import DataError, ImageSpec, SampleRejected
 from prismcap.model.build import build_captioner
 from prismcap.model.weights import save_weights
 from prismcap.train import feature_cache
@@ -37,7 +38,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def filled(config: RunConfig, **options: Any) -> tuple[Any, Any, FeatureStore, int]:
     captioner = build_captioner(config.model, seed=config.seed)
     mix = stage_loader(config, "align", captioner, Ranks()).mix
-    spec = captioner.image_spec
+    spec = replace(captioner.image_spec, geometry=config.stages["align"].data.geometry)
     store = open_store(config.model.vision_encoder, captioner.vision_encoder, spec, "fp32")
     done = fill(captioner, mix, 1000, spec, store, Ranks(), "fp32", batch_size=4, **options)
     return captioner, mix, store, done
@@ -52,7 +53,7 @@ def test_stored_features_are_the_encoders_rounded_to_bf16(
     images = {image for position in range(len(mix)) for image in mix.sample_at(position).images}
     assert done == len(images) == len(store) == 20
     assert len(list(store.folder.iterdir())) == 3
-    inputs = FeatureInputs(store)
+    inputs = FeatureInputs(store, captioner.image_spec)
     for image in images:
         features, size = inputs.read(image)
         tiles, expected_size = PixelInputs(captioner.image_spec).read(image)
@@ -82,7 +83,7 @@ def test_a_swapped_picture_would_be_seen(make_config: Make) -> None:
     # the comparison above can fail: features of another picture are far off
     captioner, mix, store, _ = filled(make_config())
     first, second = [mix.sample_at(position) for position in range(9) if mix.sample_at(position).images][:2]
-    features, _ = FeatureInputs(store).read(first.images[0])
+    features, _ = FeatureInputs(store, captioner.image_spec).read(first.images[0])
     tiles, _ = PixelInputs(captioner.image_spec).read(second.images[0])
     with torch.no_grad():
         other = captioner.encode_images(tiles)
@@ -152,27 +153,33 @@ def test_an_interrupted_fill_keeps_its_shards(make_config: Make, monkeypatch: py
 def test_a_damaged_shard_and_a_changed_picture_are_named(tmp_path: Path, world: Path) -> None:
     write(str(tmp_path), 0)
     store = FeatureStore(tmp_path)
+    spec = ImageSpec(16, (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(DataError, match=r"0\.png.*not in the feature cache"):
-        FeatureInputs(store).read(FileImage(world / "0.png"))
+        FeatureInputs(store, spec).read(FileImage(world / "0.png"))
     with pytest.raises(SampleRejected, match="no such picture"):
-        FeatureInputs(store).read(FileImage(world / "gone.png"))
+        FeatureInputs(store, spec).read(FileImage(world / "gone.png"))
     (shard,) = tmp_path.iterdir()
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(DataError, match=f"{shard.name}.*Delete this file"):
         FeatureStore(tmp_path)
 
 
+@pytest.mark.parametrize("reason", ["image_corrupt", "image_too_elongated"])
 def test_an_unreadable_picture_is_left_out_and_counted_in_training(
-    make_config: Make, world: Path, tmp_path: Path
+    make_config: Make, world: Path, tmp_path: Path, reason: str
 ) -> None:
     copy = tmp_path / "data"
     shutil.copytree(world, copy)
-    (copy / "3.png").write_bytes(b"no picture")
+    if reason == "image_corrupt":
+        (copy / "3.png").write_bytes(b"no picture")
+    else:
+        Image.new("RGB", (20_000, 1)).save(copy / "3.png")
     rows = f"stages.align.data.mix.0.path={copy / 'rows.json'}"
-    config = make_config(rows, "stages.align.feature_cache=true", "stages.align.data.max_rejected_share=0.5")
+    options = ("feature_cache=true", "data.max_rejected_share=0.5", "data.geometry=pad")
+    config = make_config(rows, *(f"stages.align.{option}" for option in options))
     counts: list[dict[str, int]] = []
     run_training(config, callbacks=[lambda event: counts.append(event.record["rejected"])])
-    assert counts[3] == {"image_corrupt": 1}
+    assert counts[3] == {reason: 1}
     _, _, store, done = filled(config)
     assert done == 0
     assert len(store) == 19

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.load import load_config
@@ -19,11 +20,13 @@ from prismcap.data.schema import DataError
 from prismcap.model.captioner import Captioner, Output
 from prismcap.model.restore import load_trained
 from prismcap.model.weights import load_weights
+from prismcap.scripts.cli import cli
 from prismcap.train.checkpoint import Manifest, SaveError, file_hash, save_checkpoint, verify
 from prismcap.train.distributed import Ranks
 from prismcap.train.engines._contract import NonFiniteError
 from prismcap.train.fit import StepEvent
 from prismcap.train.run import _StageRun, run_training
+from prismcap.train.runfolder import open_run
 
 Make = Callable[..., RunConfig]
 
@@ -70,9 +73,10 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     ]
     numbers = ("loss", "grad_norm", "samples_per_s", "tokens_per_s", "supervised_tokens_per_s", "time_s")
     assert all(math.isfinite(record[key]) and record[key] > 0 for record in records for key in numbers)
-    assert all(0 <= record[key] <= 1 for record in records for key in ("padding_share", "data_wait_share"))
+    shares = ("padding_share", "data_wait_share", "accuracy/token")
+    assert all(0 <= record[key] <= 1 for record in records for key in shares)
     assert {"lr/connector", "lr/llm", "peak_memory_mb", "rejected"} <= set(records[-1])
-    assert "lr/llm" not in records[0]
+    assert "lr/llm" not in records[0] and records[0]["cut_tokens"] == 0
     captioner, config = load_trained(finished)
     assert list(config.stages) == ["align", "instruct"]
     # what stage 2 did not train is as stage 1 left it; what it did train is what its final says
@@ -109,6 +113,31 @@ def test_never_refuses_a_folder_that_holds_something(finished: Path, make_config
     copy_of(finished, config)
     with pytest.raises(ConfigError, match=r"already holds a run.*--resume auto"):
         run_training(config)
+
+
+def test_a_page_of_data_inspect_is_not_a_run(make_config: Make, world: Path) -> None:
+    config = make_config()
+    run_dir = Path(config.output_dir) / config.name
+    command = ["data", "inspect", str(world / "config.yaml"), f"output_dir={config.output_dir}", "--num", "2"]
+    done = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert done.exit_code == 0 and (run_dir / "inspect-align.html").is_file()
+    with open_run(config, "never", Ranks()):
+        pass
+    with pytest.raises(ConfigError, match="already holds a run"), open_run(config, "never", Ranks()):
+        pass  # now it holds a config
+
+
+def test_a_full_disk_ends_the_command_with_what_to_do(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device", "log.jsonl")
+
+    monkeypatch.setattr("prismcap.train.run.run_training", full)
+    done = CliRunner().invoke(cli, ["train", str(world / "config.yaml"), f"output_dir={tmp_path}"])
+    assert done.exit_code == 1
+    assert "log.jsonl cannot be read or written: No space left on device" in done.output
+    assert "--resume auto" in done.output
 
 
 @pytest.mark.parametrize("where", ["below_a_file", "system"])
@@ -169,6 +198,35 @@ def test_another_config_is_refused_naming_the_keys(
     assert "another config" in str(caught.value)
 
 
+def test_another_order_of_stages_is_refused(finished: Path, make_config: Make) -> None:
+    config = make_config()
+    copy_of(finished, config)
+    alone = config.model_copy(update={"stages": {"instruct": config.stages["instruct"]}})
+    with pytest.raises(ConfigError, match="stages: align, instruct then, instruct now"):
+        run_training(alone, resume="auto")
+
+
+def test_data_that_changed_in_place_is_refused(world: Path, make_config: Make, tmp_path: Path) -> None:
+    rows = json.loads((world / "rows.json").read_text())
+    copy = tmp_path / "rows.json"
+    copy.write_text(json.dumps(rows))
+    mix = f"[{{name: llava_json, path: {copy}, image_root: {world}}}]"
+    config = make_config(f"stages.align.data.mix={mix}")
+    train_until(config, "align", 3)
+    copy.write_text(json.dumps(rows[:-1]))
+    with pytest.raises(ConfigError, match=r"step-000002: stages\.align\.data had 23 .* now it has 22"):
+        run_training(config, resume="auto")
+
+
+def test_text_that_is_cut_off_is_counted_and_said_once(
+    make_config: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir = train_until(make_config("stages.align.data.max_tokens=16"), "align", 4)
+    records = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    assert sum(record["cut_tokens"] > 0 for record in records) > 1
+    assert caplog.text.count("tokens were cut off") == 1
+
+
 def test_what_changes_no_weight_may_change_and_stages_to_come_too(finished: Path, make_config: Make) -> None:
     run_dir = copy_of(finished, make_config())
     shutil.rmtree(run_dir / "instruct")
@@ -217,6 +275,28 @@ def test_branching_off_from_a_checkpoint(finished: Path, make_config: Make) -> N
         )
     with pytest.raises(ConfigError, match="no checkpoint there"):
         run_training(make_config("name=other"), resume=str(finished / "nothing"))
+
+
+def test_a_copy_of_another_run_that_is_cut_short_is_no_run(
+    finished: Path, make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = finished / "instruct" / "step-000004"
+    config = make_config("name=branch")
+    copytree = shutil.copytree
+
+    def second_fails(source: Path, target: Path) -> None:
+        if source == checkpoint:
+            raise OSError(28, "No space left on device")
+        copytree(source, target)
+
+    monkeypatch.setattr(shutil, "copytree", second_fails)
+    with pytest.raises(OSError, match="No space left"), open_run(config, str(checkpoint), Ranks()):
+        pass
+    monkeypatch.undo()
+    assert not (Path(config.output_dir) / "branch" / "align").exists()
+    with open_run(config, str(checkpoint), Ranks()) as run_dir:
+        assert verify(run_dir / "align" / "final") and verify(run_dir / "instruct" / "step-000004")
+        assert not list(run_dir.glob(".unfinished-*"))
 
 
 def test_no_space_for_a_checkpoint_keeps_the_ones_before(

@@ -31,7 +31,8 @@ class NonFiniteError(RuntimeError):
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: mean over all supervised tokens of all ranks and micro-batches. grad_norm: before clipping.
+    """loss: mean over all supervised tokens of all ranks and micro-batches. accuracy: the share of them that
+    is the likeliest token at its place. grad_norm: before clipping.
 
     skipped: no optimiser step was made, since the step had no supervised token on any rank.
     """
@@ -39,6 +40,7 @@ class StepResult:
     loss: float
     grad_norm: float
     num_target_tokens: int
+    accuracy: float
     skipped: bool = False
 
 

@@ -12,11 +12,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import json
 import logging
 import math
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,10 +46,12 @@ from prismcap.train.optim import (
     parameter_groups,
     set_learning_rates,
 )
-from prismcap.train.step import agree, check_gradient, checked_loss
+from prismcap.train.step import accuracy, agree, check_gradient, checked_loss
 
 SHARDS = "zero"
 STEP = "engine.json"
+# with less free, a write that failed has failed for lack of space
+NO_SPACE_BYTES = 16 * 2**20
 
 
 class Options(Section):
@@ -157,16 +161,18 @@ class DeepSpeedEngine:
         step = agree(micro_batches, self.ranks)
         if step.num_target_tokens == 0:
             self._advance()
-            return StepResult(loss=0.0, grad_norm=0.0, num_target_tokens=0, skipped=True)
+            return StepResult(loss=0.0, grad_norm=0.0, num_target_tokens=0, accuracy=0.0, skipped=True)
         self.engine.train()
         scale = undo_averaging(self.ranks) / step.num_target_tokens
-        loss_sums = []
+        loss_sums, correct = [], []
         for i, batch in enumerate(step.micro_batches):
             self.engine.set_gradient_accumulation_boundary(i == len(step.micro_batches) - 1)
             output = self.engine(batch.to(self.ranks.device, non_blocking=True))
             self.engine.backward(output.loss_sum * scale, scale_wrt_gas=False)
             loss_sums.append(output.loss_sum.detach())
+            correct.append(output.num_correct)
         loss = checked_loss(step, [float(value) for value in loss_sums], self.ranks)
+        share = accuracy(step, [int(value) for value in correct], self.ranks)
         if self.options.zero_stage == 0:
             # here the gradients are whole in every rank, and DeepSpeed neither reports nor checks them
             grad_norm = float(
@@ -180,7 +186,7 @@ class DeepSpeedEngine:
             # without loss scaling, a step that DeepSpeed leaves out as an overflow is a broken gradient
             check_gradient(step, grad_norm if self.engine.was_step_applied() else math.inf, self.ranks)
         self._advance()
-        return StepResult(loss, grad_norm, step.num_target_tokens)
+        return StepResult(loss, grad_norm, step.num_target_tokens, share)
 
     def _advance(self) -> None:
         self.step += 1
@@ -221,9 +227,14 @@ class DeepSpeedEngine:
             self.captioner.train()
 
     def save(self, folder: Path) -> None:
-        self.engine.save_checkpoint(
-            str(folder), tag=SHARDS, save_latest=False, exclude_frozen_parameters=True
-        )
+        try:
+            self.engine.save_checkpoint(
+                str(folder), tag=SHARDS, save_latest=False, exclude_frozen_parameters=True
+            )
+        except RuntimeError as error:
+            if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+                raise
+            raise _write_error(error, folder) from error
         if self.ranks.is_first:
             write_json(folder / STEP, {"step": self.step, "zero_stage": self.options.zero_stage})
 
@@ -252,6 +263,12 @@ class DeepSpeedEngine:
         self.engine.destroy()
         self.engine = None
         gc.collect()
+
+
+def _write_error(error: RuntimeError, folder: Path) -> OSError:
+    """torch's zip writer says that a write failed, but not why."""
+    full = shutil.disk_usage(folder).free < NO_SPACE_BYTES
+    return OSError(errno.ENOSPC if full else errno.EIO, f"torch.save failed: {error}", str(folder))
 
 
 def _import_deepspeed() -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.base import Section
 from prismcap.configs.schema.stage import StageConfig
 from prismcap.data.schema import Batch, DataError
@@ -29,7 +30,7 @@ from prismcap.train.optim import (
     parameter_groups,
     set_learning_rates,
 )
-from prismcap.train.step import agree, check_gradient, checked_loss
+from prismcap.train.step import accuracy, agree, check_gradient, checked_loss
 
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -92,10 +93,10 @@ class TorchEngine:
         step = agree(micro_batches, self.ranks)
         if step.num_target_tokens == 0:
             self._advance()
-            return StepResult(loss=0.0, grad_norm=0.0, num_target_tokens=0, skipped=True)
+            return StepResult(loss=0.0, grad_norm=0.0, num_target_tokens=0, accuracy=0.0, skipped=True)
         self.captioner.train()
         scale = undo_averaging(self.ranks) / step.num_target_tokens
-        loss_sums = []
+        loss_sums, correct = [], []
         for i, batch in enumerate(step.micro_batches):
             last = i == len(step.micro_batches) - 1
             with nullcontext() if last or self.ranks.world_size == 1 else self.forward.no_sync():
@@ -103,15 +104,33 @@ class TorchEngine:
                     output = self.forward(batch.to(self.ranks.device, non_blocking=True))
                 (output.loss_sum * scale).backward()
             loss_sums.append(output.loss_sum.detach())
+            correct.append(output.num_correct)
         try:
             loss = checked_loss(step, [float(value) for value in loss_sums], self.ranks)
+            share = accuracy(step, [int(value) for value in correct], self.ranks)
+            self._check_all_are_read()
             grad_norm = self._clip()
             check_gradient(step, grad_norm, self.ranks)
             self.optimizer.step()
         finally:
             self.optimizer.zero_grad(set_to_none=True)
         self._advance()
-        return StepResult(loss, grad_norm, step.num_target_tokens)
+        return StepResult(loss, grad_norm, step.num_target_tokens, share)
+
+    def _check_all_are_read(self) -> None:
+        """What never had a gradient has no optimiser state: no checkpoint of it could be loaded."""
+        unread = [
+            name
+            for name, parameter in zip(self.names, self.parameters, strict=True)
+            if parameter.grad is None and parameter not in self.optimizer.state
+        ]
+        if unread:
+            raise ConfigError(
+                f"{len(unread)} parameters are to train, but the model does not read them "
+                f"({', '.join(unread[:3])}{', …' if len(unread) > 3 else ''}). "
+                "A vision encoder must name such parameters in unused_parameters(); other components "
+                "must not have them."
+            )
 
     def _clip(self) -> float:
         limit = self.stage.optimizer.clip_norm

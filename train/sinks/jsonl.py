@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from prismcap.configs.files import replace_text
 from prismcap.configs.schema.run import RunConfig
-from prismcap.train.files import replace_text
 
 NAME = "log.jsonl"
 

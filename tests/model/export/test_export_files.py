@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.stage import GroupConfig, LoraConfig
 from prismcap.model.hf import export as export_module
+from prismcap.model.hf.dry_run import ExportError, dry_run
 from prismcap.model.hf.export import export_captioner
 from prismcap.model.hf.files import read_marker, write_weights
 from prismcap.model.hf.llm import grow
@@ -181,6 +182,21 @@ def test_what_cannot_be_exported_is_named(cases: Any, tools: Any, tmp_path: Path
     captioner.tokenizer = None
     with pytest.raises(ConfigError, match="no tokenizer"):
         export_captioner(captioner, tmp_path / "model", **keywords)
+
+
+def test_a_full_disk_is_an_os_error_and_the_dry_run_says_what_to_do(
+    llava: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    keywords: dict[str, Any] = {"image_spec": llava.image_spec, "info": llava.info}
+    with pytest.raises(OSError, match=r"model\.safetensors: the weights cannot be written.*No space left"):
+        export_captioner(llava.captioner, tmp_path / "model", **keywords)
+    with pytest.raises(ExportError, match=r"cannot be written: .*Make room there.*--no-dry-export"):
+        dry_run(llava.captioner, folder=tmp_path, **keywords)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_loading_refuses_code_and_gaps(llava: Any, tmp_path: Path) -> None:

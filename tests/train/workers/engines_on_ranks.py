@@ -65,7 +65,7 @@ def planted(fault: str) -> Iterator[None]:
 
 def work(name: str, job: dict[str, Any], config_path: str, out: Path, ranks: Ranks) -> dict[str, Any]:
     captioner, loader, engine = start(config_path, job["overrides"], ranks)
-    counts, micro, losses, norms = [], [], [], []
+    counts, micro, losses, norms, accuracies = [], [], [], [], []
     shared = Path(ranks.on_first(lambda: tempfile.mkdtemp(dir=out)))
     for step in range(STEPS):
         batches = loader.load(step).micro_batches
@@ -74,6 +74,7 @@ def work(name: str, job: dict[str, Any], config_path: str, out: Path, ranks: Ran
         result = engine.train_step(batches)
         losses.append(result.loss)
         norms.append(result.grad_norm)
+        accuracies.append(result.accuracy)
         if job.get("reload") and step == 2:
             engine.save(shared)
             ranks.barrier()
@@ -91,7 +92,8 @@ def work(name: str, job: dict[str, Any], config_path: str, out: Path, ranks: Ran
     if ranks.is_first:
         save_weights(out / f"{name}.safetensors", state)
     engine.close()
-    return {"losses": losses, "norms": norms, "counts": counts, "micro": micro, "evaluated": evaluated}
+    steps = {"losses": losses, "norms": norms, "accuracies": accuracies, "counts": counts, "micro": micro}
+    return steps | {"evaluated": evaluated}
 
 
 def main() -> None:
