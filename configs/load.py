@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from prismcap.configs.errors import ConfigError, nearest
 from prismcap.configs.registry import component_options, describe

@@ -124,7 +124,9 @@ def test_an_unknown_preset_names_the_nearest() -> None:
 
 
 def test_yaml_round_trip(base: Path, tmp_path: Path) -> None:
-    config = load_config(base, ["stages.align.train.connector.weight_decay=0.1", "stages.*.optimizer.clip_norm=.inf"])
+    config = load_config(
+        base, ["stages.align.train.connector.weight_decay=0.1", "stages.*.optimizer.clip_norm=.inf"]
+    )
     again = tmp_path / "resolved.yaml"
     again.write_text(to_yaml(config))
     assert load_config(again) == config
