@@ -46,10 +46,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _unshared(value: Any) -> Any:
-    """A copy in which YAML's anchors are separate: an override of one must not change the other."""
+    """A copy in mappings and lists alone, in which YAML's anchors are separate: an override of one must
+    not change the other."""
     if isinstance(value, dict):
         return {key: _unshared(child) for key, child in value.items()}
-    return [_unshared(child) for child in value] if isinstance(value, list) else value
+    return [_unshared(child) for child in value] if isinstance(value, list | tuple) else value
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -181,6 +182,6 @@ def check_components(config: RunConfig, where: str) -> None:
 
 def to_yaml(config: RunConfig) -> str:
     """The resolved config as YAML that load_config reads back to an equal RunConfig."""
-    return yaml.safe_dump(
-        config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True
-    )
+    # not mode="json": that would turn keys that are numbers into strings
+    values = _unshared(config.model_dump(exclude_none=True))
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -18,13 +18,17 @@ SPEC = TemplateSpec(name="plain", stop=(END,))
 
 
 class Options(Section):
-    """No keys: the format has nothing to choose."""
+    """bos: a token before everything, where the tokenizer adds none. Without it a picture stands first,
+    where an LLM expects its attention sink: its gradients are then large, and in bf16 mostly noise."""
+
+    bos: str | None = None
 
 
 @dataclass(frozen=True)
 class PlainTemplate:
     """Pictures of the user's turn, then the caption. System and user text are not used."""
 
+    bos: str | None = None
     spec: TemplateSpec = SPEC
 
     def render(self, messages: Sequence[Message], generation: bool = False) -> list[Segment]:
@@ -34,7 +38,8 @@ class PlainTemplate:
             message = f"plain takes one user and one assistant message, got {len(turns)} messages"
             raise SampleRejected("bad_turns", message)
         images = (part for part in turns[0].parts if isinstance(part, ImagePart))
-        segments = [Segment(image=part.index) for part in images]
+        segments = [Segment(text=self.bos, mark=True)] if self.bos else []
+        segments += [Segment(image=part.index) for part in images]
         if not generation:
             train = turns[1].train
             segments.append(Segment(text=answer_text(turns[1]).strip(), train=train))
@@ -42,5 +47,5 @@ class PlainTemplate:
         return segments
 
 
-def build(options: Options) -> PlainTemplate:  # noqa: ARG001
-    return PlainTemplate()
+def build(options: Options) -> PlainTemplate:
+    return PlainTemplate(bos=options.bos)
