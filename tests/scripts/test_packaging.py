@@ -69,9 +69,9 @@ def test_only_the_registry_and_the_command_line_import_by_name() -> None:
     found = set()
     for path in sources({".py"}):
         for node in ast.walk(ast.parse((ROOT / path).read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            module = node.module if isinstance(node, ast.ImportFrom) else None
-            if "importlib" in names or module == "importlib":
+            imports = isinstance(node, ast.Import | ast.ImportFrom)
+            names = {alias.name for alias in node.names} if imports else set()
+            if names & {"importlib", "import_module"}:
                 found.add(path)
             if isinstance(node, ast.Name) and node.id == "__import__":
                 found.add(path)
