@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from prismcap.configs.schema.data import BatchConfig
 from prismcap.data.encode import Encoder
 from prismcap.data.mix import Mix
 from prismcap.data.pack import ImageInputs, make_batches
 from prismcap.data.schema import Batch, DataError, Encoded, SampleRejected
-from prismcap.data.workers import die_with_parent
+from prismcap.data.workers import read_ahead
 
 # with few samples seen, chance alone can exceed a share: the share is judged over at least so many
 _JUDGED_OVER_SAMPLES = 1000
@@ -68,16 +68,9 @@ class StepLoader:
     def __iter__(self) -> Iterator[StepData]:
         steps = range(self.start_step, self.start_step + self.num_steps)
         dataset = _Steps(self)
-        loader = DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=steps,
-            num_workers=self.num_workers,
-            collate_fn=_as_is,
-            prefetch_factor=2 if self.num_workers else None,
-            worker_init_fn=die_with_parent,
-            # else each start draws from the global generator, and dropout differs after a resume
-            generator=torch.Generator(),
+        prefetch = 2 if self.num_workers else None
+        loader = read_ahead(
+            dataset, self.num_workers, batch_size=None, sampler=steps, prefetch_factor=prefetch
         )
         for packed in loader:
             yield _unpack(packed)
@@ -164,10 +157,6 @@ class _Steps(Dataset[Any]):
 
     def __getitem__(self, step: int) -> Any:
         return _pack(self.loader.load(step))
-
-
-def _as_is(item: Any) -> Any:
-    return item
 
 
 def _pack(data: StepData) -> dict[str, Any]:

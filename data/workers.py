@@ -1,10 +1,14 @@
-"""What every data worker does first."""
+"""Reading ahead in worker processes, the same way everywhere."""
 
 from __future__ import annotations
 
 import ctypes
 import signal
 import sys
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -17,3 +21,20 @@ def die_with_parent(worker: int = 0) -> None:  # noqa: ARG001  (the signature of
     """
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def read_ahead(dataset: Dataset[Any], num_workers: int, **options: Any) -> DataLoader[Any]:
+    """A DataLoader that hands items on as they are, whose workers die with this process, and which leaves
+    the global random generator alone (else dropout would differ after a resume)."""
+    return DataLoader(
+        dataset,
+        num_workers=num_workers,
+        collate_fn=_as_is,
+        worker_init_fn=die_with_parent,
+        generator=torch.Generator(),
+        **options,
+    )
+
+
+def _as_is(item: Any) -> Any:
+    return item

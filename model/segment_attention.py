@@ -3,7 +3,7 @@
 A row of packed samples under one square mask pays for every pair of samples that may not see each
 other, and the CPU's flash kernel is slow backwards on short sequences. Here the samples of the batch
 are gathered to [S, L] (S samples, L the longest), attended causally with two batched products, and
-put back. On rows of samples of 45 tokens this took the attention from 30% of a step to 3%.
+put back. In a profile of full training on samples of 45 tokens, SDPA took 30% of a step.
 
 Shape legend: B rows, T row length, S samples, L longest sample, A query heads, G key-value heads,
 F head size.

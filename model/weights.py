@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prismcap.configs.errors import ConfigError
+from prismcap.configs.files import sync_folder
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -43,15 +44,6 @@ def load_weights(path: Path, device: str | torch.device = "cpu") -> dict[str, Te
         return load_file(str(path), device=str(device))
     except SafetensorError as error:
         raise ConfigError(f"{path} is not a whole safetensors file: {error}") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

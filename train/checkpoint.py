@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from prismcap.configs.files import sync_folder
 from prismcap.data.schema import DataError
-from prismcap.model.weights import sync_folder
 from prismcap.train.distributed import Ranks
 from prismcap.train.files import is_full, megabytes, write_json
 

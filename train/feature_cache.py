@@ -29,7 +29,7 @@ from prismcap.data.features import FeatureStore, StoredImage, shard_path, shard_
 from prismcap.data.mix import Mix
 from prismcap.data.pack import PixelInputs
 from prismcap.data.schema import ImageRef, ImageSpec, SampleRejected
-from prismcap.data.workers import die_with_parent
+from prismcap.data.workers import read_ahead
 from prismcap.model.captioner import Captioner
 from prismcap.model.contracts import VisionEncoder
 from prismcap.model.weights import save_weights
@@ -97,14 +97,7 @@ def fill(
     failed: OSError | None = None
     done = 0
     try:
-        loader = DataLoader(
-            _Pictures(share, spec),
-            batch_size=batch_size,
-            num_workers=num_workers,
-            collate_fn=_as_is,
-            worker_init_fn=die_with_parent,
-            generator=torch.Generator(),
-        )
+        loader = read_ahead(_Pictures(share, spec), num_workers, batch_size=batch_size)
         features = _encoded(captioner, loader, precision)
         done = _write(features, len(share), store, progress or _Lines(ranks))
     except OSError as error:
@@ -141,15 +134,8 @@ def missing_images(
 ) -> list[MissingImage]:
     """Every picture of these samples that is not stored, once, in the order of first use."""
     # one epoch holds every sample; positions past it only repeat them
-    walk = DataLoader(
-        _Fingerprints(mix),
-        batch_size=None,
-        sampler=range(min(num_positions, len(mix))),
-        num_workers=num_workers,
-        collate_fn=_as_is,
-        worker_init_fn=die_with_parent,
-        generator=torch.Generator(),
-    )
+    positions = range(min(num_positions, len(mix)))
+    walk = read_ahead(_Fingerprints(mix), num_workers, batch_size=None, sampler=positions)
     found: dict[str, ImageRef] = {}
     for images in walk:
         for fingerprint, image in images:
@@ -194,10 +180,6 @@ class _Pictures(Dataset[Any]):
         except SampleRejected:
             return None
         return item.fingerprint, tiles.numpy(), size
-
-
-def _as_is(item: Any) -> Any:
-    return item
 
 
 def _write(features: Iterator[StoredImage], total: int, store: FeatureStore, progress: Progress) -> int:

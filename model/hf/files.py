@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from prismcap.configs.errors import ConfigError
-from prismcap.model.weights import sync_folder
+from prismcap.configs.files import sync_folder
 
 MARKER = "prismcap.json"  # every export holds it: what is safe to replace, and what to caption with
 
