@@ -19,32 +19,32 @@ from prismcap.data.scenes.splits import (
 
 Cell = tuple[float, float, float, float]  # left, top, right, bottom, as shares of the picture's side
 
-_HALVES: dict[Place, Cell] = {
-    "left": (0.02, 0.12, 0.49, 0.88),
-    "right": (0.51, 0.12, 0.98, 0.88),
-    "top": (0.12, 0.02, 0.88, 0.49),
-    "bottom": (0.12, 0.51, 0.88, 0.98),
-}
-# objects stay in their cells, and cells of one layout do not overlap: nothing is cut or covered
+# objects stay in their cells, and cells of one layout do not overlap: nothing is cut or covered. The middle
+# of a picture without a middle object is empty, so that two objects do not look like three
 CELLS: dict[int, dict[Place, Cell]] = {
     1: {
-        "middle": (0.22, 0.22, 0.78, 0.78),
-        "left": (0.02, 0.22, 0.56, 0.78),
-        "right": (0.44, 0.22, 0.98, 0.78),
-        "top": (0.22, 0.02, 0.78, 0.56),
-        "bottom": (0.22, 0.44, 0.78, 0.98),
+        "middle": (0.27, 0.27, 0.73, 0.73),
+        "left": (0.02, 0.27, 0.46, 0.73),
+        "right": (0.54, 0.27, 0.98, 0.73),
+        "top": (0.27, 0.02, 0.73, 0.46),
+        "bottom": (0.27, 0.54, 0.73, 0.98),
     },
-    2: _HALVES,
+    2: {
+        "left": (0.02, 0.15, 0.4, 0.85),
+        "right": (0.6, 0.15, 0.98, 0.85),
+        "top": (0.15, 0.02, 0.85, 0.4),
+        "bottom": (0.15, 0.6, 0.85, 0.98),
+    },
     3: {
         "left": (0.02, 0.2, 0.335, 0.8),
         "middle": (0.345, 0.2, 0.655, 0.8),
         "right": (0.665, 0.2, 0.98, 0.8),
     },
     4: {
-        "top left": (0.02, 0.02, 0.49, 0.49),
-        "top right": (0.51, 0.02, 0.98, 0.49),
-        "bottom left": (0.02, 0.51, 0.49, 0.98),
-        "bottom right": (0.51, 0.51, 0.98, 0.98),
+        "top left": (0.02, 0.02, 0.45, 0.45),
+        "top right": (0.55, 0.02, 0.98, 0.45),
+        "bottom left": (0.02, 0.55, 0.45, 0.98),
+        "bottom right": (0.55, 0.55, 0.98, 0.98),
     },
 }
 LARGE = 0.5  # longest side of a large object, as a share of the picture's, where the cell allows it

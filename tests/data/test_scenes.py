@@ -125,6 +125,15 @@ def test_cells_of_a_layout_do_not_touch() -> None:
                     assert apart
 
 
+def test_two_objects_leave_the_middle_empty() -> None:
+    """A third object would stand there."""
+    for places in LAYOUTS[2]:
+        for place in places:
+            left, top, right, bottom = CELLS[2][place]
+            low, high = (left, right) if place in ("left", "right") else (top, bottom)
+            assert high <= 0.4 or low >= 0.6
+
+
 @pytest.mark.parametrize("image_px", [96, 192, 320])
 def test_objects_are_whole_and_apart(image_px: int) -> None:
     found = source(tasks={"short": 1}, image_px=image_px, num_scenes=400, objects="both")
