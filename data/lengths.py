@@ -157,8 +157,10 @@ def keep_index(index: LengthIndex, mix: Mix, encoder: Encoder) -> None:
 
 def _paths(mix: Mix, encoder: Encoder) -> Iterator[Path | None]:
     for source, _ in mix.sources:
-        kept = isinstance(source, FileSource)
-        yield cache_dir() / "lengths" / f"{_key(source, encoder)}.npy" if kept else None
+        if isinstance(source, FileSource):
+            yield cache_dir() / "lengths" / f"{_key(source, encoder)}.npy"
+        else:
+            yield None
 
 
 def _key(source: FileSource, encoder: Encoder) -> str:

@@ -17,6 +17,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from itertools import accumulate, pairwise
 
 from prismcap.configs.schema.data import BatchConfig
 from prismcap.data.schema import DataError
@@ -25,6 +26,7 @@ LENGTHS_BY_ENCODING_RANKS = 8
 # rows are cut to the longest of their batch, rounded up (past row_tokens, if that is no multiple) to
 # what matrix units like
 _ROW_STEP_TOKENS = 8
+_ROWS_TRIED = 3  # more find little more
 
 Row = tuple[int, ...]  # samples, by their number in the step
 MicroBatch = tuple[Row, ...]
@@ -37,7 +39,7 @@ def row_width(longest: int) -> int:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """ranks[r]: the micro-batches of rank r, in order; the first ones are the longest."""
+    """ranks[r]: the micro-batches of rank r, in order; the longest row comes first."""
 
     ranks: tuple[tuple[MicroBatch, ...], ...]
 
@@ -136,7 +138,7 @@ def even_rows(
     """Samples to `num_rows` rows of nearly equal length; None where a row would go over a limit.
 
     Longest sample first, into the emptiest row that takes it (Graham 1969: the longest row is within 4/3
-    of the best).
+    of the best); then samples of the longest row are exchanged while that makes it shorter.
     """
     rows: list[list[int]] = [[] for _ in range(num_rows)]
     loads = [(0, 0, row) for row in range(num_rows)]  # (tokens, pictures, row): a heap
@@ -152,7 +154,39 @@ def even_rows(
         heappush(loads, (load + tokens[index], images + num_images[index], row))
         for entry in full:
             heappush(loads, entry)
+    _level(rows, tokens, row_images, num_images)
     return rows
+
+
+def _level(rows: list[list[int]], tokens: Sequence[int], row_images: int, num_images: Sequence[int]) -> None:
+    """Exchange a sample of the longest row with one of the shortest rows, as long as the gap gets smaller."""
+    loads = [sum(tokens[i] for i in row) for row in rows]
+    images = [sum(num_images[i] for i in row) for row in rows]
+    improved = len(rows) > 1
+    while improved:
+        improved = False
+        order = sorted(range(len(rows)), key=loads.__getitem__)
+        longest = order[-1]
+        for shortest in order[:_ROWS_TRIED]:
+            gap = loads[longest] - loads[shortest]
+            # what is left of the gap, and the places of the two samples in their rows
+            found = [
+                (abs(gap - 2 * (tokens[a] - tokens[b])), i, k)
+                for i, a in enumerate(rows[longest])
+                for k, b in enumerate(rows[shortest])
+                if 0 < tokens[a] - tokens[b] < gap
+                and images[shortest] + num_images[a] - num_images[b] <= row_images
+                and images[longest] + num_images[b] - num_images[a] <= row_images
+            ]
+            if found:
+                _, i, k = min(found)
+                a, b = rows[longest][i], rows[shortest][k]
+                rows[longest][i], rows[shortest][k] = b, a
+                for row, more, less in ((longest, b, a), (shortest, a, b)):
+                    loads[row] += tokens[more] - tokens[less]
+                    images[row] += num_images[more] - num_images[less]
+                improved = True
+                break
 
 
 def _longest_first(tokens: Sequence[int]) -> list[int]:
@@ -170,31 +204,47 @@ def _dealt(
     rows = sorted(rows, key=lambda row: -sum(tokens[i] for i in row))
     images = [sum(num_images[i] for i in row) for row in rows]
     rows_of_a_rank = -(-len(rows) // world_size)
-    rounds = -(-rows_of_a_rank // batch.rows_per_micro_batch)
-    cuts = _cuts(len(rows), world_size, rows_of_a_rank, rounds)
-    while any(sum(images[a:b]) > batch.images_per_micro_batch for _, a, b in cuts):
-        rounds += 1  # at the latest with single rows, which keep the limit, this ends
-        cuts = _cuts(len(rows), world_size, rows_of_a_rank, rounds)
-    dealt: list[list[MicroBatch]] = [[] for _ in range(world_size)]
-    for rank, start, end in cuts:
-        dealt[rank].append(tuple(tuple(sorted(row)) for row in rows[start:end]))
-    return StepPlan(tuple(tuple(rank) for rank in dealt))
+    num_rounds = -(-rows_of_a_rank // batch.rows_per_micro_batch)
+    plans: list[tuple[int, int, StepPlan]] = []
+    # where rounds differ by a row: small ones first spread long rows over the ranks, small ones last leave a
+    # short row alone
+    for small_first in (True, False):
+        while True:
+            sizes = sorted(_even_parts(rows_of_a_rank, num_rounds), reverse=not small_first)
+            rounds = _rounds(len(rows), world_size, sizes)
+            if all(sum(images[a:b]) <= batch.images_per_micro_batch for cuts in rounds for a, b in cuts):
+                break
+            num_rounds += 1  # at the latest with single rows, which keep the limit, this ends
+        plan, busy = _to_ranks(rows, rounds, tokens, world_size)
+        plans.append((max(busy), sum(busy), plan))
+    return min(plans, key=lambda found: found[:2])[2]
 
 
-def _cuts(num_rows: int, world_size: int, rows_of_a_rank: int, rounds: int) -> list[tuple[int, int, int]]:
-    """(rank, start, end): slices of 0 .. num_rows-1, in order. In a round every rank has as many rows, but
-    where too few are left."""
-    found: list[tuple[int, int, int]] = []
+def _rounds(num_rows: int, world_size: int, sizes: Sequence[int]) -> list[list[tuple[int, int]]]:
+    """Slices of 0 .. num_rows-1, in order: in a round one per rank, of equal size but for the last rows."""
+    rounds: list[list[tuple[int, int]]] = []
     start = 0
-    for turn, size in enumerate(_even_parts(rows_of_a_rank, rounds)):
+    for size in sizes:
         left = min(size * world_size, num_rows - start)
-        for place, part in enumerate(_even_parts(left, world_size)):
-            # back and forth, so that no rank gets the longest of every round
-            rank = place if turn % 2 == 0 else world_size - 1 - place
-            if part:
-                found.append((rank, start, start + part))
-            start += part
-    return found
+        ends = list(accumulate(_even_parts(left, world_size), initial=start))
+        rounds.append([(a, b) for a, b in pairwise(ends) if b > a])
+        start += left
+    return rounds
+
+
+def _to_ranks(
+    rows: list[list[int]], rounds: list[list[tuple[int, int]]], tokens: Sequence[int], world_size: int
+) -> tuple[StepPlan, list[int]]:
+    """In each round the longest micro-batch goes to the rank that had the least so far. The plan, and the
+    positions of each rank."""
+    dealt: list[list[MicroBatch]] = [[] for _ in range(world_size)]
+    busy = [0] * world_size
+    for cuts in rounds:
+        for rank, (start, end) in zip(sorted(range(world_size), key=busy.__getitem__), cuts, strict=False):
+            micro_batch = tuple(tuple(sorted(row)) for row in rows[start:end])
+            dealt[rank].append(micro_batch)
+            busy[rank] += _positions(micro_batch, tokens)
+    return StepPlan(tuple(tuple(rank) for rank in dealt)), busy
 
 
 def _even_parts(size: int, parts: int) -> list[int]:

@@ -125,8 +125,8 @@ def stage_loader(config: RunConfig, name: str, captioner: Captioner, ranks: Rank
     # a sample is never split over rows, so a row bounds it too
     max_tokens = min(stage.data.max_tokens, stage.batch.row_tokens)
     tokenizer, token_spec = captioner.tokenizer, captioner.token_spec
-    encoder = build_encoder(stage.template, tokenizer, token_spec, max_tokens, f"{where}.template")
     mix = build_mix(stage.data, context, f"{where}.data")
+    encoder = build_encoder(stage.template, tokenizer, token_spec, max_tokens, f"{where}.template")
     size = stage.batch.samples_per_step
     num_positions = total_steps(stage.schedule, len(mix), size) * size
     mix, lengths = lengths_for(mix, encoder, stage.batch, num_positions, stage.data.num_workers, ranks)

@@ -234,7 +234,12 @@ def test_batches_are_pinned_for_a_gpu(loader: StepLoader, num_workers: int) -> N
 def test_pinning_goes_over_every_tensor(loader: StepLoader, monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs on a GPU, without one: each tensor is asked once, and the rest is as it was."""
     asked: list[torch.Tensor] = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: asked.append(self) or self.clone())
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        asked.append(tensor)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     (batch, *_) = loader.load(0).micro_batches
     pinned = batch.pin_memory()
     assert len(asked) == sum(isinstance(value, torch.Tensor) for value in vars(batch).values())
