@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from itertools import pairwise, product
 
@@ -71,7 +72,7 @@ def test_best_fit_leaves_no_two_rows_that_fit_together(tokens: list[int]) -> Non
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=7), st.integers(1, 3))
 def test_rows_are_as_even_and_as_few_as_theory_says(tokens: list[int], num_rows: int) -> None:
-    """Against every possible assignment: 4/3 - 1/3m of the best longest row, 11/9 + 6/9 of the fewest rows."""
+    """Against every assignment: 4/3 - 1/3m of the best longest row, 11/9 + 6/9 of the fewest rows."""
     rows = even_rows(tokens, num_rows, 10_000, 99, [0] * len(tokens))
     assert rows is not None and sorted(i for row in rows for i in row) == list(range(len(tokens)))
     loads = [sum(tokens[i] for i in row) for row in rows]
@@ -90,7 +91,7 @@ def test_even_rows_keep_their_limits(items: list[tuple[int, int]], num_rows: int
     tokens, images = [length for length, _ in items], [number for _, number in items]
     rows = even_rows(tokens, num_rows, 120, 4, images)
     if rows is None:
-        assert sum(tokens) > 60 or sum(images) > 2, "one row takes this"
+        assert sum(tokens) > 120 or sum(images) > 4, "one row takes this"
         return
     assert sorted(i for row in rows for i in row) == list(range(len(tokens)))
     loads = [sum(tokens[i] for i in row) for row in rows]
@@ -167,9 +168,10 @@ def test_micro_batches_are_no_more_than_the_tokens_need() -> None:
         _, _, rounds = plan_all(samples, batch, world_size)
         for step, found in enumerate(rounds):
             part = samples[step * 256 : (step + 1) * 256]
-            rows = -(-sum(sample.tokens for sample in part) // batch.row_tokens)
-            fewest = -(-rows // (world_size * batch.rows_per_micro_batch))
-            assert fewest <= found <= fewest + 1
+            rows = sum(sample.tokens for sample in part) / batch.row_tokens
+            fewest = math.ceil(rows / (world_size * batch.rows_per_micro_batch))
+            most = math.ceil((11 / 9 * rows + 1) / (world_size * batch.rows_per_micro_batch))
+            assert fewest <= found <= most
 
 
 def test_without_packing_neighbours_are_of_like_length() -> None:
@@ -188,16 +190,16 @@ def test_length_mixes_are_as_their_files_say() -> None:
     mix = load_length_mix("mix665k")
     assert sum(part.rows for part in mix.parts) == 665_298
     samples = mix.sample(20_000, 576, seed=1)
-    assert samples == mix.sample(20_000, 576, seed=1) != mix.sample(20_000, 576, seed=2)
+    assert samples[:99] == mix.sample(99, 576, seed=1) != mix.sample(99, 576, seed=2)
     assert all(sample.tokens <= 2048 and sample.prompt_tokens and sample.target_tokens for sample in samples)
     assert all(sample.visual_tokens == 576 * sample.num_images for sample in samples)
     text_only = sum(sample.num_images == 0 for sample in samples) / len(samples)
     assert abs(text_only - 40_688 / 665_298) < 0.005
     for part in mix.parts:
-        alone = LengthMix(parts=(part,)).sample(4000, 0, max_tokens=4096)
+        alone = LengthMix(parts=(part,)).sample(2000, 0, max_tokens=4096)
         for low, high, share in part.text_tokens:
             found = sum(low <= sample.tokens <= high for sample in alone) / len(alone)
-            assert abs(found - share) < 0.03
+            assert abs(found - share) < 0.04
     short = mix.sample(500, 576, max_tokens=600)
     assert all(sample.tokens <= 600 and sample.target_tokens >= 1 for sample in short)
     with pytest.raises(DataError, match="max_tokens"):
