@@ -39,6 +39,7 @@ from prismcap.train.distributed import Ranks
 from prismcap.train.engines._contract import Engine
 from prismcap.train.feature_cache import fill, open_store
 from prismcap.train.fit import StepCallback, fit
+from prismcap.train.lengths import lengths_for
 from prismcap.train.optim import total_steps
 from prismcap.train.runfolder import comparable, open_run, stages_up_to
 from prismcap.train.sinks import jsonl, progress
@@ -117,21 +118,28 @@ def _captioner_before(stage: str, config: RunConfig, run_dir: Path) -> Captioner
 
 
 def stage_loader(config: RunConfig, name: str, captioner: Captioner, ranks: Ranks) -> StepLoader:
-    """The data of a stage for one rank, from its first step on, with pictures as tiles."""
+    """The data of a stage for one rank, from its first step on, with pictures as tiles. Collective."""
     stage = config.stages[name]
     where = f"stages.{name}"
     context = SourceContext(config.seed, stage.data.max_image_pixels)
     # a sample is never split over rows, so a row bounds it too
     max_tokens = min(stage.data.max_tokens, stage.batch.row_tokens)
     tokenizer, token_spec = captioner.tokenizer, captioner.token_spec
+    mix = build_mix(stage.data, context, f"{where}.data")
+    encoder = build_encoder(stage.template, tokenizer, token_spec, max_tokens, f"{where}.template")
+    size = stage.batch.samples_per_step
+    num_positions = total_steps(stage.schedule, len(mix), size) * size
+    mix, lengths = lengths_for(mix, encoder, stage.batch, num_positions, stage.data.num_workers, ranks)
     return StepLoader(
-        mix=build_mix(stage.data, context, f"{where}.data"),
-        encoder=build_encoder(stage.template, tokenizer, token_spec, max_tokens, f"{where}.template"),
+        mix=mix,
+        encoder=encoder,
         batch=stage.batch,
         images=PixelInputs(replace(captioner.image_spec, geometry=stage.data.geometry)),
         rank=ranks.rank,
         world_size=ranks.world_size,
         num_workers=stage.data.num_workers,
+        lengths=lengths,
+        pin_memory=ranks.device.type == "cuda",
     )
 
 
