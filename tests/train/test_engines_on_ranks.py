@@ -46,6 +46,39 @@ MORE_EQUAL = {
     "zero2_offload": zero(2, "stages.instruct.engine.offload_optimizer=true"),
 }
 IDLE = {"ddp_idle": {"overrides": [*FULL, ONE_SAMPLE]}, "zero2_idle": zero(2, ONE_SAMPLE)}
+# ZeRO-3 gathers the weights of a frozen encoder too, on all ranks at once, whichever of them have pictures
+FROZEN = "stages.instruct.train={connector: {lr: 0.005}, llm: {lr: 0.01}}"
+TWO_SAMPLES = "stages.instruct.batch.samples_per_step=2"  # in the fifth step the second rank's has no picture
+NO_PICTURE = {
+    "zero3_frozen_idle": zero(3, FROZEN, ONE_SAMPLE),
+    "zero3_frozen_text": zero(3, FROZEN, TWO_SAMPLES),
+    "ddp_text": {"overrides": [*FULL, TWO_SAMPLES]},
+}
+# what each job's step 2 is: bad in some way, or left out as such
+BAD = {
+    "ddp": {"overrides": [*FULL]},
+    "zero2": zero(2),
+    "zero3": zero(3),
+    "zero2_bf16": zero(2, "stages.instruct.precision=bf16"),
+}
+MORE_BAD = {
+    "zero0": zero(0),
+    "zero1": zero(1),
+    "zero1_bf16": zero(1, "stages.instruct.precision=bf16"),
+    "zero2_offload": zero(2, "stages.instruct.engine.offload_optimizer=true"),
+    "zero3_offload": zero(3, "stages.instruct.engine.offload_optimizer=true"),
+}
+HOW = ("nan_loss", "inf_loss", "inf_gradient", "spike")
+RELOADED = {
+    "ddp_reloaded": {"overrides": [*FULL], "reload": True},
+    "zero2_straight": zero(2),
+    "zero3_reloaded": zero(3, reload=True),
+}
+FULL_DISK = {
+    "ddp_full": {"overrides": [*FULL], "full_disk": 0},  # rank 0 alone writes
+    "zero2_full": zero(2, full_disk=1),
+    "zero3_full": zero(3, full_disk=1),
+}
 ROUNDED = {"zero2_bf16": zero(2, "stages.instruct.precision=bf16")}
 FAULTY = {
     "ddp_averaging_kept": {"overrides": [*FULL], "fault": "averaging_kept"},
@@ -76,7 +109,12 @@ def run_jobs(world: Path, tmp_path_factory: pytest.TempPathFactory, torchrun: An
 
 @pytest.fixture(scope="module")
 def on_two_ranks(run_jobs: Callable[..., Results]) -> Results:
-    return run_jobs(EQUAL | IDLE | ROUNDED | FAULTY)
+    jobs = EQUAL | IDLE | ROUNDED | FAULTY | NO_PICTURE | RELOADED | FULL_DISK
+    return run_jobs(jobs | skipping(BAD, ("inf_loss", "inf_gradient")))
+
+
+def skipping(engines: dict[str, Any], how: tuple[str, ...]) -> dict[str, Any]:
+    return {f"{name}_{bad}": {**job, "bad": bad} for name, job in engines.items() for bad in (*how, "pass")}
 
 
 def run_plain(
@@ -174,3 +212,131 @@ def test_whole_weights_for_evaluation(on_two_ranks: Results) -> None:
     expected = on_two_ranks.values["ddp"]["evaluated"]
     for name in EQUAL:
         assert on_two_ranks.values[name]["evaluated"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("zero3_frozen_idle", (FROZEN, ONE_SAMPLE)),
+        ("zero3_frozen_text", (FROZEN, TWO_SAMPLES)),
+        ("ddp_text", (TWO_SAMPLES,)),
+    ],
+)
+def test_a_rank_without_a_picture_runs_the_same_modules(
+    on_two_ranks: Results, plain: Any, name: str, settings: tuple[str, ...]
+) -> None:
+    assert [True, False] in on_two_ranks.values[name]["pictures"]
+    assert not differs(on_two_ranks, name, plain(*settings)), (
+        on_two_ranks.values[name],
+        plain(*settings)[:2],
+    )
+
+
+def check_skipped(found: Results, engine: str, how: tuple[str, ...]) -> None:
+    """Nothing changed in the bad step, nothing of it was left for the later ones, all ranks heard of it."""
+    left_out = found.values[f"{engine}_pass"]
+    for bad in how:
+        name = f"{engine}_{bad}"
+        values = found.values[name]
+        assert values["unchanged"], name
+        (first, _), (error, bad_samples) = values["found"]
+        assert first == error, "all ranks raise the same"
+        assert error[0] == ("LossSpikeError" if bad == "spike" else "NonFiniteError"), name
+        assert ("gradient" in error[1]) == (bad == "inf_gradient"), name
+        assert bad_samples and set(bad_samples) <= set(error[2:]), name
+        if bad.endswith("_loss"):
+            assert error[2:] == bad_samples, "the samples of that micro-batch alone"
+        assert (values["losses"], values["norms"]) == (left_out["losses"], left_out["norms"]), name
+        weights, expected = found.weights(name), found.weights(f"{engine}_pass")
+        assert all(value.equal(expected[key]) for key, value in weights.items()), name
+
+
+@pytest.mark.parametrize("engine", BAD)
+def test_a_bad_step_leaves_no_trace(on_two_ranks: Results, engine: str) -> None:
+    check_skipped(on_two_ranks, engine, ("inf_loss", "inf_gradient"))
+    other = on_two_ranks.weights(engine if engine in on_two_ranks.values else "ddp")
+    assert distance(other, on_two_ranks.weights(f"{engine}_pass")) > 1e-3, "a step is missing"
+
+
+@pytest.mark.slow
+def test_a_bad_step_leaves_no_trace_in_any_engine(run_jobs: Callable[..., Results]) -> None:
+    found = run_jobs(skipping(BAD | MORE_BAD, HOW))
+    for engine in BAD | MORE_BAD:
+        check_skipped(found, engine, HOW)
+
+
+@pytest.mark.parametrize(
+    ("reloaded", "straight"),
+    [("ddp_reloaded", "ddp"), ("zero2", "zero2_straight"), ("zero3_reloaded", "zero3")],
+)
+def test_saved_and_loaded_goes_on_bit_for_bit(on_two_ranks: Results, reloaded: str, straight: str) -> None:
+    first, second = on_two_ranks.values[reloaded], on_two_ranks.values[straight]
+    assert (first["losses"], first["norms"]) == (second["losses"], second["norms"])
+    weights, expected = on_two_ranks.weights(reloaded), on_two_ranks.weights(straight)
+    assert all(value.equal(expected[key]) for key, value in weights.items())
+
+
+@pytest.mark.parametrize("name", FULL_DISK)
+def test_a_rank_that_cannot_write_ends_the_checkpoint_on_all(
+    on_two_ranks: Results, plain: Any, name: str
+) -> None:
+    values = on_two_ranks.values[name]
+    assert all("step-000002: " in error for error in values["errors"]), values["errors"]
+    assert values["left"] == ["step-000001"]
+    assert values["again"] == ["", ""] and values["whole"] == [1, 2]
+    assert not differs(on_two_ranks, name, plain()), "training goes on as before"
+
+
+SPLITS = {
+    "row_by_row": ("stages.instruct.batch.rows_per_micro_batch=1",),
+    "two_rows": ("stages.instruct.batch.rows_per_micro_batch=2",),
+    "one_batch": (
+        "stages.instruct.batch.rows_per_micro_batch=64",
+        "stages.instruct.batch.images_per_micro_batch=64",
+    ),
+    "long_rows": ("stages.instruct.batch.row_tokens=512",),
+}
+
+
+def equal(first: Any, second: Any) -> bool:
+    losses, norms, weights, accuracies = first
+    return bool(
+        losses == pytest.approx(second[0], rel=2e-6)
+        and norms == pytest.approx(second[1], rel=1e-5)
+        and accuracies == pytest.approx(second[3])
+        and distance(weights, second[2]) < 2e-5
+    )
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_how_a_step_is_split_changes_nothing(plain: Any, split: str) -> None:
+    assert equal(plain(*SPLITS[split]), plain())
+
+
+def test_packing_changes_nothing(world: Path, plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def one_sample_a_row(lengths: list[int], *_: Any, **__: Any) -> list[list[int]]:
+        seen.append(len(lengths))
+        return [[index] for index in range(len(lengths))]
+
+    monkeypatch.setattr("prismcap.data.pack.pack_rows", one_sample_a_row)
+    assert equal(run_plain(world, *SPLITS["two_rows"]), plain())
+    assert max(seen) > 4
+
+
+def test_samples_that_see_one_another_are_not_equal(world: Path, plain: Any) -> None:
+    """That the comparison above can fail: the same rows, one segment each."""
+    from prismcap.data import loader
+
+    make_batches = loader.make_batches
+
+    def merged(*arguments: Any) -> Any:
+        batches = make_batches(*arguments)
+        for batch in batches:
+            batch.segment_ids = (batch.segment_ids > 0).long()
+        return batches
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loader, "make_batches", merged)
+        assert not equal(run_plain(world), plain())

@@ -27,6 +27,7 @@ from prismcap.train.engines._contract import NonFiniteError
 from prismcap.train.fit import StepEvent
 from prismcap.train.run import _StageRun, run_training
 from prismcap.train.runfolder import open_run
+from prismcap.train.skipping import SkipBudget
 
 Make = Callable[..., RunConfig]
 
@@ -336,7 +337,7 @@ def test_a_loss_that_is_not_finite_names_stage_step_and_samples(
 
     monkeypatch.setattr(Captioner, "forward", broken)
     with pytest.raises(NonFiniteError, match=r"stage align, step \d: the loss is not finite.*row7") as caught:
-        run_training(make_config())
+        run_training(make_config("stages.align.optimizer.max_skipped_steps=0"))
     assert "row7" in caught.value.sample_ids
 
 
@@ -361,7 +362,7 @@ def test_an_engine_of_shards_refuses_another_number_of_ranks(make_config: Make, 
     run = _StageRun(config, "instruct", tmp_path, Ranks())
     tally: Any = None
     with pytest.raises(ConfigError, match=r"written by 2 processes, this run has 1.*Start 2 processes"):
-        run._go_on(Shards(), tally)  # type: ignore[arg-type]
+        run._go_on(Shards(), tally, SkipBudget(0))  # type: ignore[arg-type]
 
 
 def test_the_command_trains_on_two_ranks_what_one_trains(world: Path, tmp_path: Path, torchrun: Any) -> None:
