@@ -135,7 +135,7 @@ def pickled_tensors(path: Path) -> list[bytes]:
         elif hasattr(value, "__dict__"):
             walk(vars(value))
 
-    walk(torch.load(path, weights_only=False))  # noqa: S301  (our own file, of this test)
+    walk(torch.load(path, weights_only=False))
     assert found
     return found
 

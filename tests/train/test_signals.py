@@ -133,13 +133,18 @@ def test_what_is_ignored_stays_so_and_threads_have_no_signals() -> None:
     assert asked == [None]
 
 
+def long_run(out: Path) -> list[str]:
+    """Overrides: of so many steps that only a signal ends it."""
+    schedule = "stages.align.schedule={max_steps: 100000, name: constant}"
+    more = ["stages.align.checkpoint.every_steps=100000", "stages.align.data.num_workers=1"]
+    return [f"output_dir={out}", schedule, *more]
+
+
 class Job:
-    """`prismcap train` in processes of its own, of so many steps that only a signal ends it."""
+    """`prismcap train` of a long run in processes of its own."""
 
     def __init__(self, world: Path, out: Path, *launcher: str) -> None:
-        overrides = [f"output_dir={out}", "stages.align.schedule={max_steps: 100000, name: constant}"]
-        overrides += ["stages.align.checkpoint.every_steps=100000", "stages.align.data.num_workers=1"]
-        command = [*launcher, "prismcap.scripts.train", str(world / "config.yaml"), *overrides]
+        command = [*launcher, "prismcap.scripts.train", str(world / "config.yaml"), *long_run(out)]
         self.log = out / "tiny" / "log.jsonl"
         self.process = subprocess.Popen(
             [sys.executable, *command, "--resume", "auto", "--no-dry-export"],
@@ -170,6 +175,23 @@ class Job:
         return self.process.returncode, output
 
 
+def stop_here(world: Path, out: Path, last_step: int, *overrides: str) -> Path:
+    """The long run, in this process, up to a step."""
+
+    def note(event: StepEvent) -> None:
+        if event.step == last_step:
+            send(signal.SIGTERM)
+
+    config = load_config(world / "config.yaml", [*long_run(out), *overrides])
+    with pytest.raises(StoppedError):
+        run_training(config, callbacks=[note])
+    return out / config.name
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run_dir / "log.jsonl").read_text().splitlines()]
+
+
 def newest_step(out: Path) -> int:
     folders = sorted((out / "tiny" / "align").glob("step-*"))
     return verify(folders[-1]).step
@@ -188,13 +210,17 @@ def test_the_command_ends_with_a_checkpoint_and_says_how_to_go_on(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the ranks in /proc")
-def test_one_of_two_ranks_is_signalled_and_then_the_launcher(world: Path, tmp_path: Path) -> None:
+def test_two_ranks_go_on_and_stop_when_one_is_signalled_or_the_launcher(world: Path, tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    # begun by one rank, gone on with by two: the same steps
+    one = stop_here(world, tmp_path, 6, "name=one")
+    tiny = stop_here(world, tmp_path, 3)
     job = Job(world, tmp_path, *torchrun)
-    job.wait_for_steps(2)
+    job.wait_for_steps(3)
     found, output = job.end(signal.SIGUSR1, max(job.ranks()))
     assert found == 0, output
     assert "stopped by SIGUSR1" in output
+    assert losses(tiny)[:6] == pytest.approx(losses(one), rel=1e-4)
     first = newest_step(tmp_path)
     assert first == job.num_steps()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ def test_a_broken_step_is_skipped_and_named(
             assert BAD in record["skipped_samples"]
             assert set(record["skipped_samples"]) < set(ids[record["stage"], record["step"]])
             assert record["loss"] is record["grad_norm"] is record["accuracy/token"] is None
-    assert f"stage instruct, step 7 skipped: the loss is not finite. Samples: {BAD}" in caplog.text
+    said = r"stage instruct, step 7 skipped: the loss is not finite\. Samples: (\w+, )*row7\b"
+    assert re.search(said, caplog.text), caplog.text
     assert verify(run_dir / "instruct" / "final").num_skipped == 2
 
 

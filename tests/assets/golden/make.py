@@ -115,7 +115,7 @@ RECIPES = {
         (0.5, 0.5, 0.5),
         (0.5, 0.5, 0.5),
         {
-            "align": Stage("captions.json", plain, {CONNECTOR: 1e-2}, cosine),
+            "align": Stage("captions.json", plain, {CONNECTOR: 2e-1}, cosine),
             "instruct": Stage(
                 "conversations.json", chatml, {CONNECTOR: 2e-3, **dict.fromkeys(LLM, 5e-3)}, cosine
             ),
@@ -128,12 +128,12 @@ RECIPES = {
         (0.26862954, 0.26130258, 0.27577711),
         {
             "align": Stage(
-                "captions.json", plain, {CONNECTOR: 5e-3}, warm_linear, clip=0.5, weight_decay=0.1
+                "captions.json", plain, {CONNECTOR: 2e-1}, warm_linear, clip=0.5, weight_decay=0.1
             ),
             "instruct": Stage(
                 "conversations.json",
                 vicuna,
-                {CONNECTOR: 5e-3, **dict.fromkeys(LLM, 2e-3), VISION: 1e-3},
+                {CONNECTOR: 2e-2, **dict.fromkeys(LLM, 1e-2), VISION: 2e-3},
                 warm_linear,
                 clip=0.5,
                 weight_decay=0.1,
