@@ -356,7 +356,8 @@ def test_a_data_worker_that_dies_ends_the_run_and_costs_only_the_steps_since_the
         run_training(config, callbacks=[kill_worker])
     steps: list[int] = []
     run_dir = run_training(config, resume="auto", callbacks=[lambda event: steps.append(event.step)])
-    assert steps[0] == 3
+    # what the worker had read ahead was still made; checkpoints are of every second step
+    assert steps in ([3, 4, 5, 6, 7], [5, 6, 7])
     name = "instruct/final/weights.safetensors"
     assert file_hash(run_dir / name) == file_hash(finished / name)
 
