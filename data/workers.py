@@ -35,11 +35,14 @@ class WorkerDiedError(DataError):
 
 
 def die_with_parent(worker: int = 0) -> None:  # noqa: ARG001  (the signature of DataLoader's worker_init_fn)
-    """End this worker when its parent ends, however that ends. Linux; elsewhere nothing happens.
+    """End this worker when its parent ends, however that ends (on Linux), and not when a job is signalled.
 
     A worker whose parent was killed waits for ever to hand on its last batch, and keeps the memory that
     it shared with the parent: after a kill -9 the resumed run would find the machine half full.
     """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        # schedulers and launchers signal every process of a job; the parent still needs its step's data
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -10,7 +10,7 @@ import gc
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,12 @@ from prismcap.train.feature_cache import fill, open_store
 from prismcap.train.fit import StepCallback, fit
 from prismcap.train.lengths import lengths_for
 from prismcap.train.optim import total_steps
+from prismcap.train.random_state import load_random_state, save_random_state
 from prismcap.train.runfolder import comparable, open_run, stages_up_to
+from prismcap.train.signals import StopRequest
 from prismcap.train.sinks import jsonl, progress
 from prismcap.train.sinks._contract import Sink
+from prismcap.train.skipping import SkipBudget
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +64,10 @@ def run_training(
 
     resume: `never`, `auto`, or a checkpoint folder; see runfolder.open_run.
     before_training: called on rank 0 with the captioner before the first step that is made.
-    Raises ConfigError, DataError, NonFiniteError, SaveError.
+    Raises ConfigError, DataError, BadStepError, SaveError, and StoppedError (signals.py).
     """
     ranks = ranks or Ranks()
+    stop = StopRequest()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     with open_run(config, resume, ranks) as run_dir:
@@ -78,7 +82,7 @@ def run_training(
                 if name == pending[0]:
                     for hook in before_training:
                         ranks.on_first(partial(hook, captioner, config))
-                run = _StageRun(config, name, run_dir / name, ranks)
+                run = _StageRun(config, name, run_dir / name, ranks, stop)
                 run.train(captioner, sinks, callbacks)
                 del captioner
         finally:
@@ -165,6 +169,7 @@ class _StageRun:
     name: str
     folder: Path
     ranks: Ranks
+    stop: StopRequest = field(default_factory=StopRequest)
     num_samples: int = 0  # of the mix; these two are known once the data is open
     num_steps: int = 0
 
@@ -190,15 +195,21 @@ class _StageRun:
         log.info("stage %s: %d steps, %d weights train", self.name, steps, trainable)
         engine = build_engine(self.config, self.name, captioner, steps, ranks)
         tally = RejectionTally(stage.data.max_rejected_share, steps * stage.batch.samples_per_step)
-        self._go_on(engine, tally)
+        budget = SkipBudget(stage.optimizer.max_skipped_steps, stage.optimizer.max_loss_ratio)
+        self._go_on(engine, tally, budget)
         rest = replace(loader, start_step=engine.step, num_steps=steps - engine.step)
 
         def save(step: int) -> None:
-            self._save(engine, tally, step, trainable)
+            self._save(engine, self._manifest(step, tally, budget), trainable)
 
         every = stage.checkpoint.every_steps
-        fit(self.name, engine, iter(rest), steps, tally, ranks, sinks, callbacks, save, every)
-        self._save_final(engine, tally, trainable)
+        with self.stop.noting_signals():
+            fit(
+                *(self.name, engine, iter(rest), steps, tally, ranks, sinks, callbacks, save, every),
+                budget=budget,
+                stop=self.stop,
+            )
+            self._save_final(engine, self._manifest(steps, tally, budget), trainable)
         engine.close()
         gc.collect()
         if ranks.device.type == "cuda":
@@ -212,7 +223,7 @@ class _StageRun:
         fill(captioner, mix, positions, spec, store, self.ranks, stage.precision, stage.data.num_workers)
         return FeatureInputs(store, spec)
 
-    def _go_on(self, engine: Engine, tally: RejectionTally) -> None:
+    def _go_on(self, engine: Engine, tally: RejectionTally, budget: SkipBudget) -> None:
         """Put engine, counts and random generators where the newest whole checkpoint has them."""
         found = self.ranks.on_first(lambda: checkpoints.newest(self.folder))
         if found is None:
@@ -228,7 +239,9 @@ class _StageRun:
         engine.load(folder)
         tally.num_seen = manifest.step * self.stage.batch.samples_per_step
         tally.by_reason.update(manifest.rejected)
-        checkpoints.load_random_state(folder, self.ranks.rank)
+        budget.num_skipped = manifest.num_skipped
+        budget.recent_losses.extend(manifest.recent_losses)
+        load_random_state(folder, self.ranks.rank)
         log.info("stage %s: goes on after step %d (%s)", self.name, engine.step, folder)
 
     def _check_data(self, folder: Path, manifest: Manifest) -> None:
@@ -241,7 +254,7 @@ class _StageRun:
                 "cannot go on where it was. Put the files back, or train anew under another name=…"
             )
 
-    def _manifest(self, tally: RejectionTally, step: int) -> Manifest:
+    def _manifest(self, step: int, tally: RejectionTally, budget: SkipBudget) -> Manifest:
         return Manifest(
             stage=self.name,
             step=step,
@@ -252,26 +265,28 @@ class _StageRun:
             stages=stages_up_to(self.name, self.config),
             num_samples=self.num_samples,
             total_steps=self.num_steps,
+            num_skipped=budget.num_skipped,
+            recent_losses=list(budget.recent_losses),
         )
 
-    def _save(self, engine: Engine, tally: RejectionTally, step: int, trainable: int) -> None:
+    def _save(self, engine: Engine, manifest: Manifest, trainable: int) -> None:
         def write(folder: Path) -> None:
             engine.save(folder)
-            checkpoints.save_random_state(folder, self.ranks.rank)
+            save_random_state(folder, self.ranks.rank)
 
         # a weight and Adam's two moments, four bytes each
-        self._put(checkpoints.step_name(step), self._manifest(tally, step), write, trainable * 12)
+        self._put(checkpoints.step_name(manifest.step), manifest, write, trainable * 12)
         keep = self.stage.checkpoint.keep
         self.ranks.on_first(lambda: checkpoints.prune(self.folder, keep))
 
-    def _save_final(self, engine: Engine, tally: RejectionTally, trainable: int) -> None:
+    def _save_final(self, engine: Engine, manifest: Manifest, trainable: int) -> None:
         weights = engine.gathered_state()
 
         def write(folder: Path) -> None:
             if self.ranks.is_first:
                 save_weights(folder / "weights.safetensors", weights)
 
-        self._put(FINAL, self._manifest(tally, engine.step), write, trainable * 4)
+        self._put(FINAL, manifest, write, trainable * 4)
 
     def _put(self, name: str, manifest: Manifest, write: Callable[[Path], Any], needed_bytes: int) -> None:
         checkpoints.save_checkpoint(self.folder, name, manifest, write, self.ranks, needed_bytes)

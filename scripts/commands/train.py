@@ -23,11 +23,13 @@ import click
 def train(config: str, overrides: tuple[str, ...], resume: str, dry_export: bool) -> None:
     """Train every stage of CONFIG (a YAML file or a preset) with OVERRIDES (key.sub=value).
 
-    Ctrl-C is safe at any time: go on with --resume auto. For several processes:
+    Ctrl-C, SIGTERM and SIGUSR1 end the run after the step it is in, with a checkpoint; any end is safe: go
+    on with --resume auto. For several processes:
     torchrun --nproc-per-node N -m prismcap.scripts.train CONFIG …
     """
     import logging
     import os
+    import sys
 
     # loader workers are forked after the tokenizer was used; its own threads would not survive that
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -36,8 +38,9 @@ def train(config: str, overrides: tuple[str, ...], resume: str, dry_export: bool
     from prismcap.scripts.exporting import dry_export as dry_export_hook
     from prismcap.train.checkpoint import SaveError
     from prismcap.train.distributed import process_group
-    from prismcap.train.engines._contract import NonFiniteError
+    from prismcap.train.engines._contract import BadStepError
     from prismcap.train.run import run_training
+    from prismcap.train.signals import StoppedError
 
     loaded = load_config(config, overrides)
     with process_group() as ranks:
@@ -47,8 +50,12 @@ def train(config: str, overrides: tuple[str, ...], resume: str, dry_export: bool
         hooks = [dry_export_hook(logging.getLogger("prismcap.export").info)] if dry_export else []
         try:
             run_dir = run_training(loaded, resume, before_training=hooks, ranks=ranks)
-        except (DataError, NonFiniteError, SaveError) as error:
+        except (DataError, BadStepError, SaveError) as error:
             raise click.ClickException(str(error)) from error
+        except StoppedError as stopped:
+            if ranks.is_first:
+                click.echo(f"Run {loaded.name}: {stopped}")
+            sys.exit(stopped.exit_code)
         except OSError as error:
             raise click.ClickException(
                 f"{error.filename or 'a file'} cannot be read or written: {error.strerror or error}; earlier "
