@@ -56,7 +56,7 @@ def _compile(llm: Any) -> None:
     layers = decoder_layers(llm)
     if not layers:
         raise ConfigError(
-            f"kernels.compile: true: {llm.config.model_type} has no layers known to be repeated: set it to false"
+            f"kernels.compile: true: the layers of {llm.config.model_type} are not known: set it to false"
         )
     for layer in layers:
         # lengths of rows and samples differ from batch to batch

@@ -146,7 +146,7 @@ class DeepSpeedEngine:
         self.optimizer = build_optimizer(groups, stage.optimizer)
         _ensure_process_group(ranks)
         if options.zero_stage == 3:
-            # whole in its own call, adapters too: the loss runs it on chunks, and ranks differ in their number
+            # gathered at its call, adapters too: inside it the loss runs chunks, on one rank more than on another
             deepspeed.utils.set_z3_leaf_module(captioner.llm.get_output_embeddings(), True)
         wrapped = _Autocast(captioner, ranks.device, stage.precision == "bf16")
         self.engine, *_ = deepspeed.initialize(

@@ -1,6 +1,7 @@
 """Five steps with each engine that is asked for, on as many ranks as were started; rank 0 writes results.
 
-Usage: engines_on_ranks.py CONFIG OUT JOBS, JOBS being JSON: name -> {"overrides": [...], "fault": ""}.
+Usage: engines_on_ranks.py CONFIG OUT JOBS, JOBS being JSON: name -> {"overrides": [...], "fault": "",
+"chunk_bytes": ...}, the last being the logits that the loss makes at once.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from unittest import mock
 import torch
 
 from prismcap.configs.load import load_config
+from prismcap.model import loss
 from prismcap.model.build import build_captioner
+from prismcap.model.kernels import apply_kernels
 from prismcap.model.trainable import prepare_stage
 from prismcap.model.weights import save_weights
 from prismcap.train.distributed import Ranks, process_group
@@ -34,6 +37,7 @@ def start(config_path: str, overrides: list[str], ranks: Ranks) -> tuple[Any, An
     captioner = build_captioner(config.model, seed=config.seed)
     prepare_stage(captioner, config.stages[STAGE].train, seed=config.seed)
     captioner.to(ranks.device)
+    apply_kernels(captioner, config.stages[STAGE].kernels, ranks.device)
     engine = build_engine(config, STAGE, captioner, STEPS, ranks)
     return captioner, stage_loader(config, STAGE, captioner, ranks), engine
 
@@ -102,7 +106,11 @@ def main() -> None:
     with process_group() as ranks:
         results = {}
         for name, job in jobs.items():
-            with planted(job.get("fault", "")):
+            chunk_bytes = job.get("chunk_bytes", loss.LOGITS_CHUNK_BYTES)
+            with (
+                planted(job.get("fault", "")),
+                mock.patch.object(loss, "LOGITS_CHUNK_BYTES", chunk_bytes),
+            ):
                 results[name] = work(name, job, config_path, out, ranks)
         if ranks.is_first:
             (out / "results.json").write_text(json.dumps(results))
