@@ -30,6 +30,7 @@ from prismcap.data.pack import PixelInputs
 from prismcap.data.sources._contract import SourceContext
 from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner
+from prismcap.model.kernels import apply_kernels
 from prismcap.model.restore import load_trained
 from prismcap.model.trainable import prepare_stage, trainable_parameters
 from prismcap.model.weights import save_weights
@@ -40,6 +41,7 @@ from prismcap.train.engines._contract import Engine
 from prismcap.train.feature_cache import fill, open_store
 from prismcap.train.fit import StepCallback, fit
 from prismcap.train.lengths import lengths_for
+from prismcap.train.mfu import MfuMeter
 from prismcap.train.optim import total_steps
 from prismcap.train.random_state import load_random_state, save_random_state
 from prismcap.train.runfolder import comparable, open_run, stages_up_to
@@ -193,6 +195,8 @@ class _StageRun:
             loader = replace(loader, images=self._features(captioner, loader.mix, steps))
         trainable = sum(parameter.numel() for parameter in trainable_parameters(captioner).values())
         log.info("stage %s: %d steps, %d weights train", self.name, steps, trainable)
+        meter = MfuMeter.of(captioner, stage, ranks)
+        apply_kernels(captioner, stage.kernels, ranks.device)
         engine = build_engine(self.config, self.name, captioner, steps, ranks)
         tally = RejectionTally(stage.data.max_rejected_share, steps * stage.batch.samples_per_step)
         budget = SkipBudget(stage.optimizer.max_skipped_steps, stage.optimizer.max_loss_ratio)
@@ -206,6 +210,7 @@ class _StageRun:
         with self.stop.noting_signals():
             fit(
                 *(self.name, engine, iter(rest), steps, tally, ranks, sinks, callbacks, save, every),
+                meter=meter,
                 budget=budget,
                 stop=self.stop,
             )

@@ -53,6 +53,17 @@ MORE_EQUAL = {
     "zero1": zero(1),
     "zero2_offload": zero(2, "stages.instruct.engine.offload_optimizer=true"),
 }
+# a rank's micro-batches have different numbers of chunks, and other ones than those of the other rank
+CHUNKS = 12_000
+LORA = "{lr: 0.01, lora: {rank: 2, target_modules: [q_proj, lm_head]}}"
+LORA_HEAD = f"stages.instruct.train={{connector: {{lr: 0.005}}, llm: {LORA}}}"
+CHUNKED = {
+    "ddp_chunked": {"overrides": [*FULL], "chunk_bytes": CHUNKS},
+    "zero2_chunked": zero(2, chunk_bytes=CHUNKS),
+    "zero3_chunked": zero(3, chunk_bytes=CHUNKS),
+}
+CHUNKED_LORA = {"zero3_chunked_lora_head": zero(3, LORA_HEAD, chunk_bytes=CHUNKS)}
+COMPILED = {"ddp_compiled": {"overrides": [*FULL, "stages.instruct.kernels.compile=true"]}}
 IDLE = {"ddp_idle": {"overrides": [*FULL, ONE_SAMPLE]}, "zero2_idle": zero(2, ONE_SAMPLE)}
 UNEVEN = {"ddp_grouped": {"overrides": [*FULL, *GROUPED]}, "zero2_grouped": zero(2, *GROUPED)}
 # ZeRO-3 gathers the weights of a frozen encoder too, on all ranks at once, whichever of them have pictures
@@ -120,7 +131,7 @@ def run_jobs(world: Path, tmp_path_factory: pytest.TempPathFactory, torchrun: An
 
 @pytest.fixture(scope="module")
 def on_two_ranks(run_jobs: Callable[..., Results]) -> Results:
-    jobs = EQUAL | IDLE | UNEVEN | ROUNDED | FAULTY | NO_PICTURE
+    jobs = EQUAL | IDLE | UNEVEN | CHUNKED | CHUNKED_LORA | ROUNDED | FAULTY | NO_PICTURE
     return run_jobs(jobs | skipping(BAD, ("inf_loss", "inf_gradient")))
 
 
@@ -192,6 +203,26 @@ def test_equal_to_one_plain_process(on_two_ranks: Results, plain: Any, name: str
 def test_the_other_forms_of_zero_are_equal_too(run_jobs: Callable[..., Results], plain: Any) -> None:
     results = run_jobs(MORE_EQUAL)
     for name in MORE_EQUAL:
+        assert not differs(results, name, plain()), (name, results.values[name], plain()[:2])
+
+
+@pytest.mark.parametrize("name", CHUNKED)
+def test_a_loss_in_chunks_is_equal_on_every_engine(on_two_ranks: Results, plain: Any, name: str) -> None:
+    assert not differs(on_two_ranks, name, plain()), (on_two_ranks.values[name], plain()[:2])
+
+
+@pytest.mark.parametrize("name", CHUNKED_LORA)
+def test_a_head_with_lora_runs_in_chunks_under_zero3(on_two_ranks: Results, plain: Any, name: str) -> None:
+    assert not differs(on_two_ranks, name, plain(LORA_HEAD)), (
+        on_two_ranks.values[name],
+        plain(LORA_HEAD)[:2],
+    )
+
+
+@pytest.mark.slow
+def test_compiled_layers_are_equal_under_ddp(run_jobs: Callable[..., Results], plain: Any) -> None:
+    results = run_jobs(COMPILED)
+    for name in COMPILED:
         assert not differs(results, name, plain()), (name, results.values[name], plain()[:2])
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from prismcap.configs.errors import ConfigError
+from prismcap.configs.errors import ConfigError, MissingExtraError
 from prismcap.configs.schema.stage import GroupConfig, OptimizerConfig, ScheduleConfig
 from prismcap.train.optim import (
     build_optimizer,
@@ -14,6 +19,8 @@ from prismcap.train.optim import (
     lr_factor,
     parameter_groups,
     set_learning_rates,
+    state_of_tensors,
+    state_tensors,
     total_steps,
 )
 
@@ -110,3 +117,45 @@ def test_total_steps_counts_the_last_part_of_an_epoch_once() -> None:
     assert total_steps(ScheduleConfig(max_steps=7), 100, 8) == 7
     assert total_steps(ScheduleConfig(epochs=1), 100, 8) == 13
     assert total_steps(ScheduleConfig(epochs=2), 100, 8) == 25
+
+
+EIGHT_BIT = OptimizerConfig(name="adamw_8bit", betas=(0.8, 0.95), eps=1e-6)
+
+
+def gpu_groups() -> list[dict[str, Any]]:
+    """Parameter groups that lie on a GPU, where there is none."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return [{"name": "llm", "params": [nn.Parameter(torch.empty(2, 2, device="cuda"))]}]
+
+
+def test_8bit_adamw_is_refused_on_a_cpu_and_where_it_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ConfigError, match=r"adamw_8bit runs on a GPU, the weights are on cpu: take adamw"):
+        build_optimizer([{"params": [nn.Parameter(torch.zeros(2))]}], EIGHT_BIT)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(MissingExtraError, match=r"bitsandbytes.*\[gpu\]"):
+        build_optimizer(gpu_groups(), EIGHT_BIT)
+
+
+def test_8bit_adamw_is_handed_what_the_config_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a stand-in: the package itself runs on a GPU only."""
+    package, optim = ModuleType("bitsandbytes"), ModuleType("bitsandbytes.optim")
+    optim.AdamW8bit = lambda groups, **options: (groups, options)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "bitsandbytes", package)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
+    groups = gpu_groups()
+    found: Any = build_optimizer(groups, EIGHT_BIT)
+    assert found == (groups, {"betas": (0.8, 0.95), "eps": 1e-6})
+
+
+def test_the_state_of_any_optimizer_goes_to_tensors_and_back() -> None:
+    # torch counts steps in a float tensor, bitsandbytes in an integer that must stay one
+    state = {"step": 7, "state1": torch.arange(4, dtype=torch.uint8), "absmax1": torch.tensor([0.5])}
+    tensors = state_tensors(state)
+    assert all(isinstance(value, torch.Tensor) for value in tensors.values())
+    back = state_of_tensors(tensors, torch.device("cpu"))
+    assert back["step"] == 7 and isinstance(back["step"], int)
+    assert torch.equal(back["state1"], state["state1"]) and back["state1"].dtype == torch.uint8
+    own = state_of_tensors(state_tensors({"step": torch.tensor(3.0)}), torch.device("cpu"))
+    assert torch.equal(own["step"], torch.tensor(3.0))

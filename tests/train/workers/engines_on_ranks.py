@@ -2,7 +2,8 @@
 
 Usage: engines_on_ranks.py CONFIG OUT JOBS, JOBS being JSON: name -> {"overrides": [...]} and perhaps
 "fault": a mistake of ours, see `planted`; "bad": what is wrong with step 2, see `bad_step`; "reload": saved
-and loaded before step 3; "full_disk": the rank that cannot write a checkpoint before step 2.
+and loaded before step 3; "full_disk": the rank that cannot write a checkpoint before step 2;
+"chunk_bytes": the logits that the loss makes at once.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from unittest import mock
 import torch
 
 from prismcap.configs.load import load_config
+from prismcap.model import loss
 from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner, Output
+from prismcap.model.kernels import apply_kernels
 from prismcap.model.trainable import prepare_stage
 from prismcap.model.weights import save_weights
 from prismcap.train.checkpoint import Manifest, SaveError, save_checkpoint, step_name, verify
@@ -42,6 +45,7 @@ def start(config_path: str, overrides: list[str], ranks: Ranks) -> tuple[Any, An
     captioner = build_captioner(config.model, seed=config.seed)
     prepare_stage(captioner, config.stages[STAGE].train, seed=config.seed)
     captioner.to(ranks.device)
+    apply_kernels(captioner, config.stages[STAGE].kernels, ranks.device)
     engine = build_engine(config, STAGE, captioner, STEPS, ranks)
     return captioner, stage_loader(config, STAGE, captioner, ranks), engine
 
@@ -185,7 +189,11 @@ def main() -> None:
     with process_group() as ranks:
         results = {}
         for name, job in jobs.items():
-            with planted(job.get("fault", "")):
+            chunk_bytes = job.get("chunk_bytes", loss.LOGITS_CHUNK_BYTES)
+            with (
+                planted(job.get("fault", "")),
+                mock.patch.object(loss, "LOGITS_CHUNK_BYTES", chunk_bytes),
+            ):
                 results[name] = work(name, job, config_path, out, ranks)
         if ranks.is_first:
             (out / "results.json").write_text(json.dumps(results))
