@@ -60,8 +60,7 @@ def attention_inputs(
             # a rank without samples runs a row of padding: as a sample of its own, it goes the same way
             segment_ids_BT = torch.ones_like(segment_ids_BT)
         segments = segment_index(segment_ids_BT)
-        # every sample is padded to the longest: with one long one among many short ones, a mask is smaller
-        if segments.num_samples * segments.longest**2 <= segment_ids_BT.numel() * segment_ids_BT.shape[1]:
+        if segments_are_smaller(segments.num_samples, segments.longest, *segment_ids_BT.shape):
             # four dimensions, or transformers would build a mask of [B, 1, T, T] from positions
             unread = segment_ids_BT.new_zeros(1, 1, 1, 1)
             return {"attention_mask": unread, "position_ids": position_ids_BT, "segments": segments}
@@ -71,6 +70,12 @@ def attention_inputs(
     additive = torch.zeros(allowed_B1TT.shape, dtype=dtype, device=allowed_B1TT.device)
     additive.masked_fill_(~allowed_B1TT, torch.finfo(dtype).min)
     return {"attention_mask": additive, "position_ids": position_ids_BT}
+
+
+def segments_are_smaller(num_samples: int, longest: int, num_rows: int, row_tokens: int) -> bool:
+    """Whether attending per sample takes no more room than one mask over the rows. Every sample is padded to
+    the longest: with one long one among many short ones, the mask is smaller."""
+    return num_samples * longest**2 <= num_rows * row_tokens**2
 
 
 def block_diagonal_causal(segment_ids_BT: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from prismcap.data.schema import IGNORE_INDEX, Batch, DataError, Encoded
 from prismcap.model.captioner import Captioner
+from prismcap.model.kernels import uncompiled
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def generate(
     batch = _left_padded(prompts, _pad_id(captioner), tiles_P3SS, features_PKD).to(captioner.device)
     ends, texts = stop_ids(captioner.tokenizer, stop)
     criteria = StoppingCriteriaList([_TextStop(captioner.tokenizer, texts)] if texts else [])
-    with _plain_eval(captioner):
+    with _plain_eval(captioner), uncompiled(captioner.llm):
         sequences_BG = captioner.llm.generate(
             inputs_embeds=captioner.embed(batch),
             attention_mask=batch.segment_ids,

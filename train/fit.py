@@ -16,6 +16,7 @@ import torch
 from prismcap.data.loader import RejectionTally, StepData
 from prismcap.train.distributed import Ranks
 from prismcap.train.engines._contract import Engine, NonFiniteError, StepResult
+from prismcap.train.mfu import MfuMeter
 from prismcap.train.sinks._contract import Sink
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def fit(
     callbacks: Sequence[StepCallback] = (),
     save: Callable[[int], None] | None = None,
     save_every: int | None = None,
+    meter: MfuMeter | None = None,
 ) -> None:
     """Take steps from `engine.step` to `total_steps`. `steps` starts at the step that comes next.
 
@@ -71,7 +73,7 @@ def fit(
             raise NonFiniteError(_explain(error, stage, step), error.sample_ids) from error
         if result.skipped and ranks.is_first:
             log.warning("stage %s, step %d skipped: no supervised token in any of its samples", stage, step)
-        record = make_record(stage, step, result, rates, data, waited_s, started_s, ranks)
+        record = make_record(stage, step, result, rates, data, waited_s, started_s, ranks, meter)
         record["rejected"] = dict(tally.by_reason)
         if record["cut_tokens"] and not warned_of_cut and ranks.is_first:
             warned_of_cut = True
@@ -98,21 +100,24 @@ def make_record(
     waited_s: float,
     started_s: float,
     ranks: Ranks,
+    meter: MfuMeter | None = None,
 ) -> dict[str, Any]:
     """One step as the sinks see it. Collective: counts are sums over ranks, times and memory maxima.
 
     loss, accuracy/token and grad_norm are None for a skipped step. accuracy/token: the share of supervised
     tokens that were the likeliest at their place. padding_share: of the positions computed.
-    data_wait_share: of the step's time. cut_tokens: what did not fit into data.max_tokens.
+    data_wait_share: of the step's time. cut_tokens: what did not fit into data.max_tokens. mfu: model FLOPs
+    (train/flops.py) over the time and the devices' rates (train/device_rate.py); None without a meter.
     """
     time_s, waited_s, peak_mb = ranks.max([time.perf_counter() - started_s, waited_s, peak_memory_mb()])
     batches = data.micro_batches
-    samples, tokens, positions, cut_tokens = ranks.sum(
+    samples, tokens, positions, cut_tokens, flops = ranks.sum(
         [
             len(data.sample_ids),
             sum(batch.num_tokens for batch in batches),
             sum(batch.input_ids.numel() for batch in batches),
             data.num_cut_tokens,
+            meter.flops(batches) if meter else 0.0,
         ]
     )
     return {
@@ -127,6 +132,7 @@ def make_record(
         "samples_per_s": samples / time_s,
         "tokens_per_s": tokens / time_s,
         "supervised_tokens_per_s": result.num_target_tokens / time_s,
+        "mfu": flops / time_s / meter.flops_per_s if meter and not result.skipped else None,
         "padding_share": 1 - tokens / positions if positions else 0.0,
         "data_wait_share": waited_s / time_s,
         "peak_memory_mb": peak_mb,

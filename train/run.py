@@ -30,6 +30,7 @@ from prismcap.data.pack import PixelInputs
 from prismcap.data.sources._contract import SourceContext
 from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner
+from prismcap.model.kernels import apply_kernels
 from prismcap.model.restore import load_trained
 from prismcap.model.trainable import prepare_stage, trainable_parameters
 from prismcap.model.weights import save_weights
@@ -39,6 +40,7 @@ from prismcap.train.distributed import Ranks
 from prismcap.train.engines._contract import Engine
 from prismcap.train.feature_cache import fill, open_store
 from prismcap.train.fit import StepCallback, fit
+from prismcap.train.mfu import MfuMeter
 from prismcap.train.optim import total_steps
 from prismcap.train.runfolder import comparable, open_run, stages_up_to
 from prismcap.train.sinks import jsonl, progress
@@ -180,6 +182,8 @@ class _StageRun:
             loader = replace(loader, images=self._features(captioner, loader.mix, steps))
         trainable = sum(parameter.numel() for parameter in trainable_parameters(captioner).values())
         log.info("stage %s: %d steps, %d weights train", self.name, steps, trainable)
+        meter = MfuMeter.of(captioner, stage, ranks)
+        apply_kernels(captioner, stage.kernels, ranks.device)
         engine = build_engine(self.config, self.name, captioner, steps, ranks)
         tally = RejectionTally(stage.data.max_rejected_share, steps * stage.batch.samples_per_step)
         self._go_on(engine, tally)
@@ -189,7 +193,7 @@ class _StageRun:
             self._save(engine, tally, step, trainable)
 
         every = stage.checkpoint.every_steps
-        fit(self.name, engine, iter(rest), steps, tally, ranks, sinks, callbacks, save, every)
+        fit(self.name, engine, iter(rest), steps, tally, ranks, sinks, callbacks, save, every, meter)
         self._save_final(engine, tally, trainable)
         engine.close()
         gc.collect()

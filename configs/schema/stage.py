@@ -41,6 +41,9 @@ class GroupConfig(Section):
 class OptimizerConfig(Section):
     """AdamW."""
 
+    name: Literal["adamw", "adamw_8bit"] = Field(
+        default="adamw", description="adamw_8bit: moments in 8 bits (bitsandbytes), GPU only"
+    )
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     clip_norm: float = Field(default=1.0, gt=0, description="global gradient norm; inf turns clipping off")
@@ -67,6 +70,23 @@ class CheckpointConfig(Section):
     keep: int = Field(default=2, ge=1, description="older checkpoints of the stage are removed")
 
 
+class KernelConfig(Section):
+    """Other kernels for the LLM's layers. They change results within rounding."""
+
+    compile: bool = Field(
+        default=False, description="torch.compile; the first steps are slow; needs a C++ compiler"
+    )
+    liger: bool = Field(default=False, description="Liger's Triton kernels; GPU only")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> KernelConfig:
+        if self.compile and self.liger:
+            raise ValueError(
+                "compile and liger fuse the same operations (norms, rotary positions, gated MLP): take one"
+            )
+        return self
+
+
 class StageConfig(Section):
     train: dict[Group, GroupConfig] = Field(min_length=1)
     data: DataConfig
@@ -77,6 +97,7 @@ class StageConfig(Section):
     engine: Component = Component(name="torch")
     precision: Precision = "bf16"
     gradient_checkpointing: bool = False
+    kernels: KernelConfig = KernelConfig()
     feature_cache: bool = Field(default=False, description="keep a frozen encoder's features on disk")
     checkpoint: CheckpointConfig = CheckpointConfig()
 
@@ -87,6 +108,14 @@ class StageConfig(Section):
                 f"data.max_tokens={self.data.max_tokens} is more than "
                 f"batch.row_tokens={self.batch.row_tokens}: a sample must fit into one row. "
                 "Raise row_tokens or lower max_tokens."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _8bit_stays_on_the_gpu(self) -> StageConfig:
+        if self.optimizer.name == "adamw_8bit" and self.engine.options.get("offload_optimizer"):
+            raise ValueError(
+                "optimizer.name: adamw_8bit steps on the GPU, engine.offload_optimizer on the CPU: take one"
             )
         return self
 

@@ -145,6 +145,9 @@ class DeepSpeedEngine:
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.optimizer = build_optimizer(groups, stage.optimizer)
         _ensure_process_group(ranks)
+        if options.zero_stage == 3:
+            # whole in its own call, adapters too: the loss runs it on chunks, and ranks differ in their number
+            deepspeed.utils.set_z3_leaf_module(captioner.llm.get_output_embeddings(), True)
         wrapped = _Autocast(captioner, ranks.device, stage.precision == "bf16")
         self.engine, *_ = deepspeed.initialize(
             model=wrapped,

@@ -29,6 +29,8 @@ from prismcap.train.optim import (
     lr_factor,
     parameter_groups,
     set_learning_rates,
+    state_of_tensors,
+    state_tensors,
 )
 from prismcap.train.step import accuracy, agree, check_gradient, checked_loss
 
@@ -163,7 +165,7 @@ class TorchEngine:
         save_weights(folder / WEIGHTS, trainable_state(self.captioner))
         tensors = {}
         for name, parameter in zip(self.names, self.parameters, strict=True):
-            for key, value in self.optimizer.state.get(parameter, {}).items():
+            for key, value in state_tensors(self.optimizer.state.get(parameter, {})).items():
                 tensors[f"{name}/{key}"] = value
         save_weights(folder / OPTIMIZER, tensors)
         write_json(folder / STEP, {"step": self.step})
@@ -182,9 +184,7 @@ class TorchEngine:
         for name, parameter in zip(self.names, self.parameters, strict=True):
             if name in states:
                 # the fused kernel wants its step counter on the device too
-                self.optimizer.state[parameter] = {
-                    part: value.to(self.ranks.device) for part, value in states[name].items()
-                }
+                self.optimizer.state[parameter] = state_of_tensors(states[name], self.ranks.device)
         self.step = int(json.loads((folder / STEP).read_text(encoding="utf-8"))["step"])
         self._set_lr()
 
