@@ -37,6 +37,7 @@ from prismcap.model.weights import save_weights
 from prismcap.train import checkpoint as checkpoints
 from prismcap.train.checkpoint import FINAL, DamagedError, Manifest
 from prismcap.train.distributed import Ranks
+from prismcap.train.doctor.agreement import config_hash, data_hash, require_agreement
 from prismcap.train.engines._contract import Engine
 from prismcap.train.feature_cache import fill, open_store
 from prismcap.train.fit import StepCallback, fit
@@ -67,6 +68,7 @@ def run_training(
     ranks = ranks or Ranks()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+    require_agreement("the config", lambda: config_hash(config), ranks)
     with open_run(config, resume, ranks) as run_dir:
         sinks = open_sinks(config, run_dir) if ranks.is_first else []
         try:
@@ -176,6 +178,7 @@ class _StageRun:
             captioner.enable_gradient_checkpointing()
         captioner.to(ranks.device)
         loader = stage_loader(self.config, self.name, captioner, ranks)
+        require_agreement(f"the data of stage {self.name}", lambda: data_hash(loader.mix), ranks)
         steps = total_steps(stage.schedule, len(loader.mix), stage.batch.samples_per_step)
         self.num_samples, self.num_steps = len(loader.mix), steps
         if stage.feature_cache:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 from prismcap.configs.load import to_yaml
 from prismcap.configs.schema.run import RunConfig
@@ -67,8 +68,10 @@ def check_agreement(what: str, value: str, ranks: Ranks) -> Finding:
     )
 
 
-def require_agreement(what: str, value: str, ranks: Ranks) -> None:
-    """Raises DoctorError, on every rank, when `value` is not the same everywhere. Collective."""
-    finding = check_agreement(what, value, ranks)
+def require_agreement(what: str, value: Callable[[], str], ranks: Ranks) -> None:
+    """Raises DoctorError, on every rank, when `value()` is not the same everywhere. Collective."""
+    if ranks.world_size == 1:
+        return
+    finding = check_agreement(what, value(), ranks)
     if finding.level == "error":
         raise DoctorError(f"{finding.what}. {finding.remedy}")

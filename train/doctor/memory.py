@@ -48,7 +48,9 @@ def check_estimate(name: str, memory: Memory, ranks: Ranks) -> Finding:
     free = free_bytes(ranks.device)
     needed = (memory.total - memory.static.weights) * sharers
     parts = ", ".join(f"{part} {megabytes(size)}" for part, size in memory.parts().items() if size)
-    text = f"{name}: memory needed beside the weights: {megabytes(needed)}, {megabytes(free)} are free ({parts})"
+    text = (
+        f"{name}: memory needed beside the weights: {megabytes(needed)}, {megabytes(free)} are free ({parts})"
+    )
     if needed > free:
         return error(text, REMEDY)
     if needed > NEARLY_FULL * free:

@@ -92,7 +92,7 @@ def check_samples(stage: str, drawn: Drawn, encoder: Encoder) -> list[Finding]:
         findings.append(
             error(
                 f"{stage}: the mask is not the assistant's text: {wrong[0]}",
-                f"See it with `prismcap data inspect --stage {stage}`; the template or tokenizer is at fault.",
+                f"See prismcap data inspect --stage {stage}; the template or tokenizer is at fault.",
             )
         )
     else:

@@ -25,23 +25,35 @@ def check_reload(config: RunConfig, name: str, engine: Engine, batch: Batch, ran
     try:
         saved = {key: value.clone() for key, value in engine.gathered_state().items()}
         step = engine.step
-        manifest = Manifest(name, step, ranks.world_size, config.stages[name].engine.name, comparable(config, name), {})
+        manifest = Manifest(
+            name, step, ranks.world_size, config.stages[name].engine.name, comparable(config, name), {}
+        )
         try:
             folder = checkpoints.save_checkpoint(
-                place, checkpoints.step_name(step), manifest, lambda aside: _write(engine, aside, ranks), ranks
+                place,
+                checkpoints.step_name(step),
+                manifest,
+                lambda aside: _write(engine, aside, ranks),
+                ranks,
             )
         except SaveError as problem:
-            return error(f"{name}: a checkpoint cannot be written: {problem}", "Make room, or set output_dir=…")
+            return error(
+                f"{name}: a checkpoint cannot be written: {problem}", "Make room, or set output_dir=…"
+            )
         ranks.on_first(lambda: checkpoints.verify(folder))
         engine.train_step([batch])
         engine.load(folder)
         loaded = engine.gathered_state()
         wrong = [key for key, value in saved.items() if not torch.equal(value, loaded[key])]
-        size = ranks.on_first(lambda: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+        size = ranks.on_first(
+            lambda: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        )
     finally:
         ranks.on_first(lambda: shutil.rmtree(place, ignore_errors=True))
     if wrong or engine.step != step:
-        what = f"{len(wrong)} tensors differ, such as {wrong[0]}" if wrong else f"step {engine.step}, not {step}"
+        what = (
+            f"{len(wrong)} tensors differ, such as {wrong[0]}" if wrong else f"step {engine.step}, not {step}"
+        )
         return error(f"{name}: a reloaded checkpoint is not what was saved: {what}", "Resume would go wrong.")
     return ok(f"{name}: a checkpoint of {megabytes(size)} was saved, verified and loaded again")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prismcap.configs.schema.run import RunConfig
@@ -116,10 +115,5 @@ def duration(
 ) -> Duration:
     """Of a whole stage. The optimiser's own time, loading and saving are within the fitted MFU."""
     steps = total_steps(stage.schedule, lengths.num_samples, stage.batch.samples_per_step)
-    rate = num_gpus * gpu.flops_per_s * (mfu or gpu.mfu)
+    rate = num_gpus * gpu.flops_per_s(stage.precision) * (mfu or gpu.mfu)
     return Duration(steps, per_sample * stage.batch.samples_per_step / rate, num_gpus, per_sample)
-
-
-def fitted_mfu(flops: Sequence[float], hours: float, gpu: Gpu, num_gpus: int) -> float:
-    """The MFU at which work of so many operations takes this long."""
-    return sum(flops) / (hours * 3600 * num_gpus * gpu.flops_per_s)

@@ -91,7 +91,7 @@ class StageMemory:
                 if (value := getattr(batch, name)) is not None
             }
             self._passes[key] = activation_bytes(captioner, replace(batch, **pictures), self.stage.precision)
-        return Memory(static_bytes(self.sizes, self.stage.precision, sharding), self._passes[key])
+        return Memory(static_bytes(self.sizes, self.stage, sharding), self._passes[key])
 
     def most_rows(self, sharding: Sharding, device_bytes: float) -> int:
         """The largest number of full rows in a micro-batch that fits into `device_bytes`; 0 if none does.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.run import RunConfig
+from prismcap.configs.schema.stage import Precision
 from prismcap.data.schema import DataError
 from prismcap.model.trainable import GROUPS, group_of
 from prismcap.train.flops import FlopModel
@@ -58,7 +59,7 @@ def plan_lines(config: RunConfig, machine: Machine, length_mixes: Mapping[str, s
             continue
         took = stage_duration(memory, lengths, machine)
         total += took.gpu_hours
-        yield from _time_lines(took, lengths, machine)
+        yield from _time_lines(took, lengths, machine, memory.stage.precision)
     yield f"\ntotal: {total:.1f} GPU-hours"
 
 
@@ -109,8 +110,8 @@ def _row(name: str, values: list[str]) -> str:
     return f"{name:<{NAMES}}" + "".join(f"{value:>{COLUMN}}" for value in values)
 
 
-def _time_lines(took: Duration, lengths: Lengths, machine: Machine) -> Iterator[str]:
-    gpu = machine.gpu
+def _time_lines(took: Duration, lengths: Lengths, machine: Machine, precision: Precision) -> Iterator[str]:
+    gpu, rate = machine.gpu, machine.gpu.flops_per_s(precision)
     mean = sum(lengths.tokens) / len(lengths.tokens)
     yield (
         f"time: {took.num_steps:,} steps of {took.step_s:.2f} s = {took.hours:.1f} h, "
@@ -119,6 +120,6 @@ def _time_lines(took: Duration, lengths: Lengths, machine: Machine) -> Iterator[
     mfu, why = (machine.mfu, "as given") if machine.mfu else (gpu.mfu, gpu.mfu_source)
     yield (
         f"  {lengths.num_samples:,} samples of {mean:.0f} tokens ({lengths.origin}), "
-        f"{took.flops_per_sample / 1e12:.1f} TFLOP each; MFU {mfu:.2f} of {gpu.flops_per_s / 1e12:.0f} "
-        f"TFLOP/s assumed ({why})"
+        f"{took.flops_per_sample / 1e12:.1f} TFLOP each; MFU {mfu:.2f} of {rate / 1e12:.0f} TFLOP/s "
+        f"assumed ({why})"
     )

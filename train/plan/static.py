@@ -17,7 +17,9 @@ from prismcap.model.captioner import Captioner
 from prismcap.train.optim import parameter_groups
 
 FP32_BYTES, BF16_BYTES = 4, 2
-MOMENTS = 2  # AdamW keeps two numbers for each weight, and a step counter for each tensor
+MOMENTS = 2  # AdamW keeps two numbers for each weight
+# bitsandbytes' AdamW8bit: a byte each, and an fp32 scale for each block; smaller tensors stay in fp32
+BLOCK_8BIT, SMALLEST_8BIT = 256, 4096
 # DeepSpeed aligns a flat group to this many elements for each rank (its nccl_start_alignment_factor)
 ALIGNMENT = 2
 # what ZeRO-3 may hold whole at a time by default: stage3_max_live_parameters
@@ -85,37 +87,44 @@ def sizes_of(captioner: Captioner, stage: StageConfig) -> Sizes:
     )
 
 
-def static_bytes(sizes: Sizes, precision: Precision, sharding: Sharding) -> StaticBytes:
+def static_bytes(sizes: Sizes, stage: StageConfig, sharding: Sharding) -> StaticBytes:
     """What one rank keeps from step to step."""
+    precision, optimizer_name = stage.precision, stage.optimizer.name
     in_bf16 = sharding.weights_in_bf16(precision)
     width = BF16_BYTES if in_bf16 else FP32_BYTES
     buffers = sizes.buffers * width + sizes.other_buffer_bytes
-    counters = sum(map(len, sizes.groups)) * FP32_BYTES
-    stage, ranks = sharding.zero_stage or 0, sharding.num_gpus
-    if stage == 0:
+    zero, ranks = sharding.zero_stage or 0, sharding.num_gpus
+    if zero == 0:
         ddp = sharding.zero_stage is None and ranks > 1
         return StaticBytes(
             weights=sizes.total * width + buffers,
             gradients=sizes.trained * width,
-            optimizer=MOMENTS * sizes.trained * FP32_BYTES + counters,
+            optimizer=sum(_state(size, optimizer_name) for group in sizes.groups for size in group),
             communication=sizes.trained * width if ddp else 0,
         )
     bucket = sharding.bucket_size * width
-    if stage == 3:
-        shard = sum(_part(size, ranks) for group in sizes.groups for size in group)
+    if zero == 3:
+        shards = [sum(_part(size, ranks) for size in group) for group in sizes.groups]
         frozen = sum(_part(size, ranks) for size in sizes.frozen)
-        weights, gradients = (shard + frozen) * width, shard * width
+        weights, gradients = (sum(shards) + frozen) * width, sum(shards) * width
         bucket += min(sizes.total, LIVE_PARAMETERS) * width if ranks > 1 else 0
     else:
         padded = [_aligned(sum(group), ALIGNMENT * ranks) for group in sizes.groups]
-        shard = sum(padded) // ranks
+        shards = [size // ranks for size in padded]
         weights = (sum(padded) + sum(sizes.frozen)) * width
-        gradients = (sizes.trained if stage == 1 else shard) * width
+        gradients = (sizes.trained if zero == 1 else sum(shards)) * width
     # stages 1 and 2 keep masters where weights are fp32 already, too; stage 3 then shares the memory
-    masters = 1 if in_bf16 or stage < 3 else 0
-    optimizer = (masters + MOMENTS) * shard * FP32_BYTES + len(sizes.groups) * FP32_BYTES
+    masters = sum(shards) * FP32_BYTES if in_bf16 or zero < 3 else 0
+    optimizer = masters + sum(_state(shard, optimizer_name) for shard in shards)
     offloaded = optimizer if sharding.offload_optimizer else 0
     return StaticBytes(weights + buffers, gradients, optimizer - offloaded, bucket, offloaded)
+
+
+def _state(size: int, optimizer: str) -> int:
+    """Bytes of AdamW's state for a tensor of `size` weights: two moments, and a step counter in fp32."""
+    if optimizer == "adamw_8bit" and size >= SMALLEST_8BIT:
+        return MOMENTS * (size + math.ceil(size / BLOCK_8BIT) * FP32_BYTES)
+    return MOMENTS * size * FP32_BYTES + FP32_BYTES
 
 
 def _part(size: int, ranks: int) -> int:
