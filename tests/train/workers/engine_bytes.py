@@ -1,4 +1,4 @@
-"""What each DeepSpeed engine that is asked for holds in its second step, on every rank; rank 0 writes it down.
+"""What each DeepSpeed engine that is asked for holds in its second step, on every rank, as JSON.
 
 Usage: engine_bytes.py CONFIG OUT JOBS, JOBS being JSON: name -> overrides. OUT/bytes.json: name -> for each
 rank {"weights", "gradients", "optimizer"}, in bytes of distinct memory. Gradients are looked at right before
