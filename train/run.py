@@ -22,7 +22,7 @@ from prismcap.configs.errors import ConfigError
 from prismcap.configs.registry import component_module, component_options
 from prismcap.configs.schema.run import RunConfig
 from prismcap.configs.schema.stage import StageConfig
-from prismcap.data.encode import build_encoder
+from prismcap.data.encode import Encoder, build_encoder
 from prismcap.data.features import FeatureInputs
 from prismcap.data.loader import RejectionTally, StepLoader
 from prismcap.data.mix import Mix, build_mix
@@ -41,6 +41,7 @@ from prismcap.train.doctor.agreement import config_hash, data_hash, require_agre
 from prismcap.train.engines._contract import Engine
 from prismcap.train.feature_cache import fill, open_store
 from prismcap.train.fit import StepCallback, fit
+from prismcap.train.lengths import lengths_for
 from prismcap.train.mfu import MfuMeter
 from prismcap.train.optim import total_steps
 from prismcap.train.runfolder import comparable, open_run, stages_up_to
@@ -120,22 +121,41 @@ def _captioner_before(stage: str, config: RunConfig, run_dir: Path) -> Captioner
     return captioner
 
 
-def stage_loader(config: RunConfig, name: str, captioner: Captioner, ranks: Ranks) -> StepLoader:
-    """The data of a stage for one rank, from its first step on, with pictures as tiles."""
+def stage_data(config: RunConfig, name: str, captioner: Captioner) -> tuple[Mix, Encoder, PixelInputs]:
+    """What a stage's samples are made from: the mix in its plain order, the text's encoder, the pictures'."""
     stage = config.stages[name]
     where = f"stages.{name}"
     context = SourceContext(config.seed, stage.data.max_image_pixels)
     # a sample is never split over rows, so a row bounds it too
     max_tokens = min(stage.data.max_tokens, stage.batch.row_tokens)
     tokenizer, token_spec = captioner.tokenizer, captioner.token_spec
+    encoder = build_encoder(stage.template, tokenizer, token_spec, max_tokens, f"{where}.template")
+    mix = build_mix(stage.data, context, f"{where}.data")
+    return mix, encoder, PixelInputs(replace(captioner.image_spec, geometry=stage.data.geometry))
+
+
+def stage_loader(config: RunConfig, name: str, captioner: Captioner, ranks: Ranks) -> StepLoader:
+    """The data of a stage for one rank, from its first step on, with pictures as tiles. Collective.
+
+    Raises DoctorError when the ranks do not have the same data.
+    """
+    stage = config.stages[name]
+    mix, encoder, images = stage_data(config, name, captioner)
+    # first: with other data, ranks would wait for each other in what follows
+    require_agreement(f"the data of stage {name}", lambda: data_hash(mix), ranks)
+    size = stage.batch.samples_per_step
+    num_positions = total_steps(stage.schedule, len(mix), size) * size
+    mix, lengths = lengths_for(mix, encoder, stage.batch, num_positions, stage.data.num_workers, ranks)
     return StepLoader(
-        mix=build_mix(stage.data, context, f"{where}.data"),
-        encoder=build_encoder(stage.template, tokenizer, token_spec, max_tokens, f"{where}.template"),
+        mix=mix,
+        encoder=encoder,
         batch=stage.batch,
-        images=PixelInputs(replace(captioner.image_spec, geometry=stage.data.geometry)),
+        images=images,
         rank=ranks.rank,
         world_size=ranks.world_size,
         num_workers=stage.data.num_workers,
+        lengths=lengths,
+        pin_memory=ranks.device.type == "cuda",
     )
 
 
@@ -178,7 +198,6 @@ class _StageRun:
             captioner.enable_gradient_checkpointing()
         captioner.to(ranks.device)
         loader = stage_loader(self.config, self.name, captioner, ranks)
-        require_agreement(f"the data of stage {self.name}", lambda: data_hash(loader.mix), ranks)
         steps = total_steps(stage.schedule, len(loader.mix), stage.batch.samples_per_step)
         self.num_samples, self.num_steps = len(loader.mix), steps
         if stage.feature_cache:

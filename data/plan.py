@@ -1,0 +1,202 @@
+"""Which samples of a step share a row, which rows a micro-batch, and which rank computes it.
+
+The rows of a step are packed over all ranks together and then dealt out, from nothing but the lengths of
+its samples: every rank makes the same plan by itself, and it does not know of workers or of where a run
+began. What is paid for is the positions computed, rows times the longest row of a micro-batch, and the
+slowest rank; so rows are made equally long, and every rank gets equally many.
+
+Where lengths come from: up to LENGTHS_BY_ENCODING_RANKS ranks, each encodes the text of all samples of
+a step, which takes below a millisecond a sample in a worker, and reads the pictures of its own rows only:
+nothing has to be known before the first step. With more ranks that would repeat the same work too often,
+and grouped sampling must know a whole epoch: both take the lengths from an index (data/lengths.py).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+
+from prismcap.configs.schema.data import BatchConfig
+from prismcap.data.schema import DataError
+
+LENGTHS_BY_ENCODING_RANKS = 8
+# rows are cut to the longest of their batch, rounded up (past row_tokens, if that is no multiple) to
+# what matrix units like
+_ROW_STEP_TOKENS = 8
+
+Row = tuple[int, ...]  # samples, by their number in the step
+MicroBatch = tuple[Row, ...]
+
+
+def row_width(longest: int) -> int:
+    """Positions of a row in a micro-batch whose longest row has `longest` tokens."""
+    return -(-max(longest, 1) // _ROW_STEP_TOKENS) * _ROW_STEP_TOKENS
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """ranks[r]: the micro-batches of rank r, in order; the first ones are the longest."""
+
+    ranks: tuple[tuple[MicroBatch, ...], ...]
+
+    def micro_batches(self) -> Iterator[MicroBatch]:
+        """Those of all ranks."""
+        for rank in self.ranks:
+            yield from rank
+
+    def num_positions(self, tokens: Sequence[int]) -> int:
+        """Positions computed on all ranks, padding included. tokens: lengths of the samples."""
+        return sum(_positions(batch, tokens) for batch in self.micro_batches())
+
+    def fill_share(self, tokens: Sequence[int]) -> float:
+        """Tokens of samples among the positions computed; 1 for an empty plan."""
+        samples = sum(tokens[i] for batch in self.micro_batches() for row in batch for i in row)
+        return samples / self.num_positions(tokens) if samples else 1.0
+
+    def rank_balance(self, tokens: Sequence[int]) -> float:
+        """Positions of the average rank by those of the busiest: 1 when no rank waits for another."""
+        busy = [sum(_positions(batch, tokens) for batch in rank) for rank in self.ranks]
+        return sum(busy) / len(busy) / max(busy) if max(busy) else 1.0
+
+
+def _positions(batch: MicroBatch, tokens: Sequence[int]) -> int:
+    return len(batch) * row_width(max(sum(tokens[i] for i in row) for row in batch))
+
+
+def plan_step(
+    tokens: Sequence[int], num_images: Sequence[int], batch: BatchConfig, world_size: int = 1
+) -> StepPlan:
+    """The plan of a step whose sample i has tokens[i] tokens and num_images[i] pictures.
+
+    Every sample is in one row; no row has more than row_tokens tokens, no micro-batch more than
+    rows_per_micro_batch rows and images_per_micro_batch pictures. Raises DataError for a sample that
+    no row takes.
+    """
+    _check_fit(tokens, num_images, batch)
+    if batch.packing:
+        rows = _packed(tokens, num_images, batch, world_size)
+    else:
+        rows = [[i] for i in range(len(tokens))]
+    return _dealt(rows, tokens, num_images, batch, world_size)
+
+
+def _check_fit(tokens: Sequence[int], num_images: Sequence[int], batch: BatchConfig) -> None:
+    for i, (length, images) in enumerate(zip(tokens, num_images, strict=True)):
+        if length > batch.row_tokens or images > batch.images_per_micro_batch:
+            raise DataError(
+                f"sample {i} of {length} tokens and {images} pictures does not fit into a row of "
+                f"{batch.row_tokens} tokens and {batch.images_per_micro_batch} pictures: keep "
+                "data.max_tokens <= batch.row_tokens, and raise batch.images_per_micro_batch"
+            )
+
+
+def _packed(
+    tokens: Sequence[int], num_images: Sequence[int], batch: BatchConfig, world_size: int
+) -> list[list[int]]:
+    """As few rows as best fit needs, rounded up to equally many per rank, and equally long if they can be."""
+    limits = batch.row_tokens, batch.images_per_micro_batch
+    fewest = best_fit(tokens, *limits, num_images)
+    num_rows = min(-(-len(fewest) // world_size) * world_size, len(tokens))
+    return even_rows(tokens, num_rows, *limits, num_images) or fewest
+
+
+def best_fit(
+    tokens: Sequence[int], row_tokens: int, row_images: int, num_images: Sequence[int]
+) -> list[list[int]]:
+    """Samples to few rows, best fit decreasing: within 11/9 of the fewest possible (Johnson 1973).
+
+    Longest sample first (ties in the given order), into the fullest row that still takes it (ties: the
+    oldest row). Every sample must fit into an empty row.
+    """
+    rows: list[list[int]] = []
+    image_room: list[int] = []
+    open_rows: list[tuple[int, int]] = []  # (room in tokens, row), sorted: the fullest row comes first
+    for index in _longest_first(tokens):
+        need = tokens[index]
+        at = bisect_left(open_rows, (need, -1))
+        while at < len(open_rows) and image_room[open_rows[at][1]] < num_images[index]:
+            at += 1
+        if at < len(open_rows):
+            room, row = open_rows.pop(at)
+        else:
+            room, row = row_tokens, len(rows)
+            rows.append([])
+            image_room.append(row_images)
+        rows[row].append(index)
+        image_room[row] -= num_images[index]
+        insort(open_rows, (room - need, row))
+    return rows
+
+
+def even_rows(
+    tokens: Sequence[int], num_rows: int, row_tokens: int, row_images: int, num_images: Sequence[int]
+) -> list[list[int]] | None:
+    """Samples to `num_rows` rows of nearly equal length; None where a row would go over a limit.
+
+    Longest sample first, into the emptiest row that takes it (Graham 1969: the longest row is within 4/3
+    of the best).
+    """
+    rows: list[list[int]] = [[] for _ in range(num_rows)]
+    loads = [(0, 0, row) for row in range(num_rows)]  # (tokens, pictures, row): a heap
+    heapify(loads)
+    for index in _longest_first(tokens):
+        full: list[tuple[int, int, int]] = []  # of pictures
+        while loads and loads[0][1] + num_images[index] > row_images:
+            full.append(heappop(loads))
+        if not loads or loads[0][0] + tokens[index] > row_tokens:
+            return None
+        load, images, row = heappop(loads)
+        rows[row].append(index)
+        heappush(loads, (load + tokens[index], images + num_images[index], row))
+        for entry in full:
+            heappush(loads, entry)
+    return rows
+
+
+def _longest_first(tokens: Sequence[int]) -> list[int]:
+    return sorted(range(len(tokens)), key=lambda i: -tokens[i])
+
+
+def _dealt(
+    rows: list[list[int]],
+    tokens: Sequence[int],
+    num_images: Sequence[int],
+    batch: BatchConfig,
+    world_size: int,
+) -> StepPlan:
+    """Rows of neighbouring length into one micro-batch, and equally many rows to each rank."""
+    rows = sorted(rows, key=lambda row: -sum(tokens[i] for i in row))
+    images = [sum(num_images[i] for i in row) for row in rows]
+    rows_of_a_rank = -(-len(rows) // world_size)
+    rounds = -(-rows_of_a_rank // batch.rows_per_micro_batch)
+    cuts = _cuts(len(rows), world_size, rows_of_a_rank, rounds)
+    while any(sum(images[a:b]) > batch.images_per_micro_batch for _, a, b in cuts):
+        rounds += 1  # at the latest with single rows, which keep the limit, this ends
+        cuts = _cuts(len(rows), world_size, rows_of_a_rank, rounds)
+    dealt: list[list[MicroBatch]] = [[] for _ in range(world_size)]
+    for rank, start, end in cuts:
+        dealt[rank].append(tuple(tuple(sorted(row)) for row in rows[start:end]))
+    return StepPlan(tuple(tuple(rank) for rank in dealt))
+
+
+def _cuts(num_rows: int, world_size: int, rows_of_a_rank: int, rounds: int) -> list[tuple[int, int, int]]:
+    """(rank, start, end): slices of 0 .. num_rows-1, in order. In a round every rank has as many rows, but
+    where too few are left."""
+    found: list[tuple[int, int, int]] = []
+    start = 0
+    for turn, size in enumerate(_even_parts(rows_of_a_rank, rounds)):
+        left = min(size * world_size, num_rows - start)
+        for place, part in enumerate(_even_parts(left, world_size)):
+            # back and forth, so that no rank gets the longest of every round
+            rank = place if turn % 2 == 0 else world_size - 1 - place
+            if part:
+                found.append((rank, start, start + part))
+            start += part
+    return found
+
+
+def _even_parts(size: int, parts: int) -> list[int]:
+    """`size` as a sum of `parts` numbers that differ by one at most, largest first."""
+    return [size // parts + (part < size % parts) for part in range(parts)]
