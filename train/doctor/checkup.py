@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 from prismcap.configs.schema.run import RunConfig
 from prismcap.configs.schema.stage import StageConfig
-from prismcap.data.loader import StepLoader
+from prismcap.data.encode import Encoder
+from prismcap.data.mix import Mix
+from prismcap.data.pack import ImageInputs
 from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner
 from prismcap.model.kernels import apply_kernels
@@ -28,7 +30,7 @@ from prismcap.train.doctor.trained import check_groups, check_learning
 from prismcap.train.optim import total_steps
 from prismcap.train.plan.memory import Memory, StageMemory, configured_sharding
 from prismcap.train.plan.worst_case import worst_batch
-from prismcap.train.run import build_engine, seed_everything, stage_loader
+from prismcap.train.run import build_engine, seed_everything, stage_data
 from prismcap.train.runfolder import run_folder
 
 ExportCheck = Callable[[Captioner, RunConfig], None]
@@ -55,20 +57,22 @@ class Checkup:
     def failed(self) -> bool:
         return bool(errors(self.findings))
 
-    def look_at_stage(self, name: str, captioner: Captioner, loader: StepLoader) -> None:
+    def look_at_stage(
+        self, name: str, captioner: Captioner, mix: Mix, encoder: Encoder, images: ImageInputs
+    ) -> None:
         """Samples, masks, what trains, its loss and gradient, and the memory that it will need.
 
         The captioner is prepared for the stage. No collective.
         """
         stage = self.config.stages[name]
-        steps = total_steps(stage.schedule, len(loader.mix), stage.batch.samples_per_step)
+        steps = total_steps(stage.schedule, len(mix), stage.batch.samples_per_step)
         trained = sum(value.numel() for value in trainable_parameters(captioner).values())
         sharding = configured_sharding(stage, self.ranks.world_size)
         self.sizes[name] = StageSize(trained, steps, sharding.weights_in_bf16(stage.precision))
-        drawn = draw_samples(loader.mix, loader.encoder, loader.images)
+        drawn = draw_samples(mix, encoder, images)
         for _, encoded in drawn.samples:
-            self.say(f"         {show(encoded, loader.encoder, self.colour)}".replace("\n", "\n         "))
-        self.note(*check_samples(name, drawn, loader.encoder), *check_groups(name, captioner, stage))
+            self.say(f"         {show(encoded, encoder, self.colour)}".replace("\n", "\n         "))
+        self.note(*check_samples(name, drawn, encoder), *check_groups(name, captioner, stage))
         if drawn.samples:
             self.note(*check_learning(name, captioner, drawn.batch, stage))
         self.memory[name] = StageMemory(self.config.model, stage).of(sharding)
@@ -95,10 +99,7 @@ def check_before_training(
     stages = [name for name in config.stages if not (run_folder(config) / name / FINAL).is_dir()]
     for name in stages:
         _prepare(captioner, config, name)
-        # of one rank, as this one runs alone
-        checkup.look_at_stage(
-            name, captioner, stage_loader(config, name, captioner, Ranks(device=ranks.device))
-        )
+        checkup.look_at_stage(name, captioner, *stage_data(config, name, captioner))
         finish_stage(captioner)
     checkup.look_at_disk(captioner)
     if not checkup.failed:
@@ -170,9 +171,9 @@ def _look(checkup: Checkup, check_export: ExportCheck | None) -> None:
     captioner.to(ranks.device)
     for name in config.stages:
         _prepare(captioner, config, name)
-        loader = stage_loader(config, name, captioner, ranks)
-        checkup.note(check_agreement(f"{name}: data", data_hash(loader.mix), ranks))
-        checkup.look_at_stage(name, captioner, loader)
+        mix, encoder, images = stage_data(config, name, captioner)
+        checkup.note(check_agreement(f"{name}: data", data_hash(mix), ranks))
+        checkup.look_at_stage(name, captioner, mix, encoder, images)
         finish_stage(captioner)
     checkup.look_at_disk(captioner)
 
@@ -198,8 +199,7 @@ def _try_engine(checkup: Checkup, name: str) -> None:
     captioner = build_captioner(config.model, seed=config.seed)
     _prepare(captioner, config, name)
     captioner.to(ranks.device)
-    loader = stage_loader(config, name, captioner, ranks)
-    few = draw_samples(loader.mix, loader.encoder, loader.images).batch
+    few = draw_samples(*stage_data(config, name, captioner)).batch
     largest = worst_batch(captioner, stage)
     apply_kernels(captioner, stage.kernels, ranks.device)
     engine = build_engine(config, name, captioner, checkup.sizes[name].steps, ranks)
