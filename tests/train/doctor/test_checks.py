@@ -221,7 +221,7 @@ def test_other_data_has_another_hash() -> None:
     assert hashes[0] == data_hash(Mix(((ListSource(rows), 1),), seed=1))
 
 
-def test_disk_is_counted_as_it_will_be_used(make_config: Make, tmp_path: Path) -> None:
+def test_disk_is_counted_as_it_will_be_used(make_config: Make) -> None:
     """Against the folder of a finished run: the dry export is the largest thing that is there for a while."""
     config = make_config("stages.instruct.checkpoint.keep=2", "stages.align.checkpoint.every_steps=1")
     run_dir = run_training(config)

@@ -61,7 +61,7 @@ def losses(run_dir: Path) -> list[str]:
     return [float(record["loss"]).hex() for record in records]
 
 
-def test_looking_changes_no_bit_of_the_training(make_config: Make, tmp_path: Path) -> None:
+def test_looking_changes_no_bit_of_the_training(make_config: Make) -> None:
     said: list[str] = []
 
     def look(captioner: Any, config: RunConfig) -> None:
