@@ -47,6 +47,7 @@ def shape_captioner(
     it later must be made inside of the mode."""
     with shapes_only() as mode:
         captioner = build_captioner(model)
+        captioner.llm.tie_weights()
         prepare_stage(captioner, stage.train)
         if stage.gradient_checkpointing:
             captioner.enable_gradient_checkpointing()
