@@ -14,14 +14,17 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from prismcap.configs.schema.stage import Precision
 from prismcap.data.schema import Batch
 from prismcap.model.captioner import Captioner
+from prismcap.model.kernels import decoder_layers
 
+# even numbers: some models take turns between two kinds of attention
+LAYERS_RUN = (2, 4)
 VISION, LLM, LOGITS = "vision", "activations", "logits"
 
 
@@ -43,9 +46,12 @@ class LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                self.add(value)
+        if isinstance(result, Tensor):
+            self.add(result)
+        elif isinstance(result, list | tuple):
+            for value in tree_leaves(result):
+                if isinstance(value, Tensor):
+                    self.add(value)
         return result
 
     def add(self, tensor: Tensor) -> None:
@@ -70,7 +76,40 @@ def activation_bytes(captioner: Captioner, batch: Batch, precision: Precision) -
 
     As in the second micro-batch of a step, when all gradients are there. The captioner is prepared for its
     stage (trainable.prepare_stage). Works on real tensors alike; the gradients are gone afterwards.
+    Of an LLM whose layers are all alike, few are run: each further one adds the same.
     """
+    layers = repeated_layers(captioner.llm)
+    if layers is None or len(layers) <= LAYERS_RUN[1]:
+        return _peak(captioner, batch, precision)
+    few, more = (_peak_of_some(captioner, layers, num, batch, precision) for num in LAYERS_RUN)
+    rest = len(layers) - LAYERS_RUN[1]
+    step = LAYERS_RUN[1] - LAYERS_RUN[0]
+    parts = more.keys() | few.keys()
+    return Counter({part: more[part] + (more[part] - few[part]) * rest // step for part in parts})
+
+
+def repeated_layers(llm: Any) -> nn.ModuleList | None:
+    """The list of the LLM's layers if all have tensors of the same shapes, else None."""
+    layers = decoder_layers(llm)
+    for module in llm.modules():
+        if isinstance(module, nn.ModuleList) and list(module) == layers:
+            kinds = {tuple((key, value.shape) for key, value in layer.named_parameters()) for layer in module}
+            return module if len(kinds) == 1 else None
+    return None
+
+
+def _peak_of_some(
+    captioner: Captioner, layers: nn.ModuleList, num: int, batch: Batch, precision: Precision
+) -> Counter[str]:
+    whole = layers._modules
+    layers._modules = dict(list(whole.items())[:num])
+    try:
+        return _peak(captioner, batch, precision)
+    finally:
+        layers._modules = whole
+
+
+def _peak(captioner: Captioner, batch: Batch, precision: Precision) -> Counter[str]:
     captioner.train()
     trained = [parameter for parameter in captioner.parameters() if parameter.requires_grad]
     for parameter in trained:

@@ -99,18 +99,18 @@ class StageMemory:
 
         Pictures stay bounded by batch.images_per_micro_batch, as in training.
         """
-        fits = 0
-        above = 1
-        while self.of(sharding, above).total <= device_bytes:
-            fits, above = above, above * 2
-            if above > MOST_ROWS:
-                return fits
+        # memory grows nearly in proportion to rows: a straight line through two passes is close at once
+        fits, above = 0, MOST_ROWS + 1
+        first, guess = self.of(sharding, 1).total, 1
         while above - fits > 1:
-            middle = (fits + above) // 2
-            if self.of(sharding, middle).total <= device_bytes:
-                fits = middle
+            total = self.of(sharding, guess).total
+            if total <= device_bytes:
+                fits = guess
             else:
-                above = middle
+                above = guess
+            slope = (total - first) / (guess - 1) if guess > 1 else 0
+            line = 1 + int((device_bytes - first) / slope) if slope > 0 else 2 * guess
+            guess = min(max(line, fits + 1), above - 1)
         return fits
 
 

@@ -25,7 +25,7 @@ LLAMA = {
     "model_type": "llama",
     "hidden_size": 96,
     "intermediate_size": 256,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 7,  # more than the planner runs
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "vocab_size": 1000,
