@@ -22,7 +22,7 @@ from prismcap.configs.errors import ConfigError
 from prismcap.configs.registry import component_module, component_options
 from prismcap.configs.schema.run import RunConfig
 from prismcap.configs.schema.stage import StageConfig
-from prismcap.data.encode import build_encoder
+from prismcap.data.encode import Encoder, build_encoder
 from prismcap.data.features import FeatureInputs
 from prismcap.data.loader import RejectionTally, StepLoader
 from prismcap.data.mix import Mix, build_mix
@@ -37,6 +37,7 @@ from prismcap.model.weights import save_weights
 from prismcap.train import checkpoint as checkpoints
 from prismcap.train.checkpoint import FINAL, DamagedError, Manifest
 from prismcap.train.distributed import Ranks
+from prismcap.train.doctor.agreement import config_hash, data_hash, require_agreement
 from prismcap.train.engines._contract import Engine
 from prismcap.train.feature_cache import fill, open_store
 from prismcap.train.fit import StepCallback, fit
@@ -72,6 +73,7 @@ def run_training(
     stop = StopRequest()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+    require_agreement("the config", lambda: config_hash(config), ranks)
     with open_run(config, resume, ranks) as run_dir:
         sinks = open_sinks(config, run_dir) if ranks.is_first else []
         try:
@@ -123,8 +125,8 @@ def _captioner_before(stage: str, config: RunConfig, run_dir: Path) -> Captioner
     return captioner
 
 
-def stage_loader(config: RunConfig, name: str, captioner: Captioner, ranks: Ranks) -> StepLoader:
-    """The data of a stage for one rank, from its first step on, with pictures as tiles. Collective."""
+def stage_data(config: RunConfig, name: str, captioner: Captioner) -> tuple[Mix, Encoder, PixelInputs]:
+    """What a stage's samples are made from: the mix in its plain order, the text's encoder, the pictures'."""
     stage = config.stages[name]
     where = f"stages.{name}"
     context = SourceContext(config.seed, stage.data.max_image_pixels)
@@ -133,6 +135,18 @@ def stage_loader(config: RunConfig, name: str, captioner: Captioner, ranks: Rank
     tokenizer, token_spec = captioner.tokenizer, captioner.token_spec
     mix = build_mix(stage.data, context, f"{where}.data")
     encoder = build_encoder(stage.template, tokenizer, token_spec, max_tokens, f"{where}.template")
+    return mix, encoder, PixelInputs(replace(captioner.image_spec, geometry=stage.data.geometry))
+
+
+def stage_loader(config: RunConfig, name: str, captioner: Captioner, ranks: Ranks) -> StepLoader:
+    """The data of a stage for one rank, from its first step on, with pictures as tiles. Collective.
+
+    Raises DoctorError when the ranks do not have the same data.
+    """
+    stage = config.stages[name]
+    mix, encoder, images = stage_data(config, name, captioner)
+    # first: with other data, ranks would wait for each other in what follows
+    require_agreement(f"the data of stage {name}", lambda: data_hash(mix), ranks)
     size = stage.batch.samples_per_step
     num_positions = total_steps(stage.schedule, len(mix), size) * size
     mix, lengths = lengths_for(mix, encoder, stage.batch, num_positions, stage.data.num_workers, ranks)
@@ -140,7 +154,7 @@ def stage_loader(config: RunConfig, name: str, captioner: Captioner, ranks: Rank
         mix=mix,
         encoder=encoder,
         batch=stage.batch,
-        images=PixelInputs(replace(captioner.image_spec, geometry=stage.data.geometry)),
+        images=images,
         rank=ranks.rank,
         world_size=ranks.world_size,
         num_workers=stage.data.num_workers,
