@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,7 +92,7 @@ def train(mixes: tuple[str, ...], stages: tuple[str, ...], **options: Any) -> No
     quick = options["quick"]
     plan = Plan(
         contenders=_names("--contenders", options["contenders"], CONTENDERS),
-        repeats=options["repeats"] or (2 if quick else 3),
+        repeats=_repeats(options),
         rows=_numbers("--rows", options["rows"] or ("1,4" if quick else "1,2,4,8")),
         try_compile=not quick if options["try_compile"] is None else options["try_compile"],
     )
@@ -113,7 +114,7 @@ def train(mixes: tuple[str, ...], stages: tuple[str, ...], **options: Any) -> No
         check_case(case)  # a mistake is named before minutes of work
     outcomes = []
     for case in cases:
-        outcome = _measured(lambda case=case: run_case(case, plan, _say))
+        outcome = _measured(partial(run_case, case, plan, _say))
         click.echo(train_report(outcome) + "\n")
         outcomes.append(vars(outcome))
         _write(options["out"], "train", outcomes)
@@ -178,7 +179,7 @@ def generate(prompts: int, new_tokens: int | None, **options: Any) -> None:
         max_new_tokens=new_tokens or (8 if quick else 32),
         num_threads=_threads(options["threads"]),
     )
-    outcome = _measured(lambda: run_generate(case, options["repeats"] or (2 if quick else 3)))
+    outcome = _measured(partial(run_generate, case, _repeats(options)))
     click.echo(generate_report(outcome))
     _write(options["out"], "generate", vars(outcome))
 
@@ -213,7 +214,7 @@ def loss(
         precision=options["precision"] or "fp32",
         num_threads=_threads(options["threads"]),
     )
-    outcome = _measured(lambda: run_loss(case, options["repeats"] or (2 if quick else 3)))
+    outcome = _measured(partial(run_loss, case, _repeats(options)))
     click.echo(loss_report(outcome))
     _write(options["out"], "loss", vars(outcome))
 
@@ -236,6 +237,10 @@ def _threads(given: int | None) -> int:
         return given
     # what this process may use, not what the machine has
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _repeats(options: Mapping[str, Any]) -> int:
+    return int(options["repeats"] or (2 if options["quick"] else 3))
 
 
 def _names(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
