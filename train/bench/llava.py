@@ -92,7 +92,8 @@ class Llava:
                 inputs |= where_supervised(inputs["labels"])
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.case.precision == "bf16"):
                 loss = self.model(**inputs, num_items_in_batch=num_targets, use_cache=False).loss
-            loss.backward()
+            if loss.requires_grad:  # text alone reaches nothing that stage align trains
+                loss.backward()
             losses.append(loss.detach())
         trained = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         torch.nn.utils.clip_grad_norm_(trained, self.clip_norm)
