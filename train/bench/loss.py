@@ -50,7 +50,7 @@ class LossJob:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
             loss = self._mean(hidden_TH)
         loss.backward()
-        value = float(loss)
+        value = float(loss.detach())
         time_s = time.perf_counter() - started_s
         gradients_mb = 4 * (self.head.weight.numel() + hidden_TH.numel()) / 1e6
         return {

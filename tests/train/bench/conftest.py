@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from prismcap.train.bench import child, race
+from prismcap.train.bench import child, race, rates
 from prismcap.train.bench.cases import TrainCase
 from prismcap.train.bench.job import UnfitError
 
@@ -61,3 +61,4 @@ class InProcess:
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(race, "Child", InProcess)
+    monkeypatch.setattr(rates, "_BUDGET_S", 0.01)

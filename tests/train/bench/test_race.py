@@ -4,40 +4,57 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from prismcap.train.bench import race
 from prismcap.train.bench.cases import LossCase, TrainCase
-from prismcap.train.bench.race import BenchError, Child, UnfitContender, alternate, started
+from prismcap.train.bench.race import BenchError, Child, UnfitContender, alternate
 
 SMALL = LossCase(vocabulary=50, hidden=8, positions=16).model_dump()
 LOSS = {"job": "loss", "way": "ours", "case": SMALL}
 
 
-def test_a_child_answers_and_says_how_it_died() -> None:
-    with started("ours", LOSS, 1) as child:
-        assert child.run(0)["loss"] == child.run(1)["loss"] > 0
+@contextmanager
+def unready(spec: dict[str, Any]) -> Iterator[Child]:
+    """A child whose first answer was not waited for."""
+    child = Child("ours", spec, 1)
+    try:
+        yield child
+    finally:
+        child.close()
+
+
+def test_a_child_that_is_ended_says_how() -> None:
+    with unready(LOSS) as child:
         os.kill(child._process.pid, signal.SIGTERM)
         with pytest.raises(BenchError, match=r"ours: the child process died \(signal 15\)"):
-            child.run(2)
+            child.ready()
 
 
 def test_a_child_killed_for_its_memory_is_unfit() -> None:
-    with started("ours", LOSS, 1) as child:
+    with unready(LOSS) as child:
         os.kill(child._process.pid, signal.SIGKILL)
         with pytest.raises(UnfitContender, match="memory"):
-            child.run(0)
+            child.ready()
 
 
 def test_a_child_that_fails_hands_on_its_last_words() -> None:
-    child = Child("ours", {**LOSS, "way": "ours", "case": {**SMALL, "hidden": -1}}, 1)
-    try:
-        with pytest.raises(BenchError, match=r"(?s)exit code 1.*hidden"):
-            child.ready()
-    finally:
-        child.close()
+    with (
+        unready({"job": "no such job"}) as child,
+        pytest.raises(BenchError, match=r"(?s)exit code 1.*KeyError: 'no such job'"),
+    ):
+        child.ready()
+
+
+def test_a_child_that_is_gone_is_told_at_the_next_step() -> None:
+    with unready({"job": "no such job"}) as child:
+        child._process.wait()
+        with pytest.raises(BenchError, match="no such job"):
+            child.run(0)
 
 
 class Recorder:
