@@ -22,6 +22,7 @@ COMMANDS = {
     "report": ("report:report", "Draw a run's report as one HTML file."),
     "config": ("config:config", "Show or validate a config."),
     "data": ("data:data", "Look at training data as the model sees it."),
+    "bench": ("bench:bench", "Measure speed and memory against references in the same run."),
     "fetch": ("fetch:fetch", "Fetch the pictures and small models of the demo."),
 }
 
