@@ -98,9 +98,10 @@ def _head(run: RunFiles, label: str, number: int) -> dict[str, Any]:
 
 
 def figure_rows(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
-    """One row per rate that some run has: figure, note, cells; a cell is {value, difference} or None.
+    """One row per rate that some run has: figure, note, n, cells; a cell is {value, difference} or None.
 
-    value: {rate, low, high, n}. difference: {rate, low, high} to the first run, None in its own column.
+    n: of all runs, None when they differ in it. value: {rate, low, high, n}.
+    difference: {mean, low, high, n} to the first run, None in its own column.
     """
     by_run = [{row["figure"]: row for row in metric_rows(run.metrics or {})} for run in runs]
     rows = []
@@ -112,7 +113,9 @@ def figure_rows(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
             against = values[0] if number else None
             difference = difference_of_rates(against, value).as_dict() if against and value else None
             cells.append({"value": value, "difference": difference} if value else None)
-        rows.append({"figure": figure, "note": next(filter(None, notes), ""), "cells": cells})
+        counts = {value["n"] for value in values if value}
+        n = counts.pop() if len(counts) == 1 else None
+        rows.append({"figure": figure, "note": next(filter(None, notes), ""), "n": n, "cells": cells})
     return rows
 
 

@@ -44,6 +44,7 @@ MORE_EQUAL = {
     "zero0": zero(0),
     "zero1": zero(1),
     "zero2_offload": zero(2, "stages.instruct.engine.offload_optimizer=true"),
+    "zero3_hpz": zero(3, "stages.instruct.engine.hpz_partition_size=2"),
 }
 IDLE = {"ddp_idle": {"overrides": [*FULL, ONE_SAMPLE]}, "zero2_idle": zero(2, ONE_SAMPLE)}
 ROUNDED = {"zero2_bf16": zero(2, "stages.instruct.precision=bf16")}
