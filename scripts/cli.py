@@ -19,7 +19,7 @@ COMMANDS = {
     "export": ("export:export", "Write a trained run as a Hugging Face model directory."),
     "caption": ("caption:caption", "Caption pictures with an exported model."),
     "evaluate": ("evaluate:evaluate", "Measure a run on its held-out splits, with controls."),
-    "report": ("report:report", "Draw a run's report as one HTML file."),
+    "report": ("report:report", "Draw a run, or several side by side, as one HTML page."),
     "config": ("config:config", "Show or validate a config."),
     "data": ("data:data", "Look at training data as the model sees it."),
     "bench": ("bench:bench", "Measure speed and memory against references in the same run."),

@@ -52,6 +52,7 @@ MORE_EQUAL = {
     "zero0": zero(0),
     "zero1": zero(1),
     "zero2_offload": zero(2, "stages.instruct.engine.offload_optimizer=true"),
+    "zero3_hpz": zero(3, "stages.instruct.engine.hpz_partition_size=2"),
 }
 # a rank's micro-batches have different numbers of chunks, and other ones than those of the other rank
 CHUNKS = 12_000

@@ -70,11 +70,16 @@ class Options(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload_optimizer: bool = Field(default=False, description="optimiser state and step in CPU memory")
     bucket_size: int = Field(default=200_000_000, ge=1, description="elements reduced at once")
+    hpz_partition_size: int = Field(
+        default=1, ge=1, description="ZeRO++ hpZ: ranks of a node, to shard a second copy of the weights over"
+    )
 
     @model_validator(mode="after")
     def _offload_needs_shards(self) -> Options:
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1 or more")
+        if self.hpz_partition_size > 1 and self.zero_stage != 3:
+            raise ValueError("hpz_partition_size needs zero_stage 3: below it every rank has all weights")
         return self
 
 
@@ -99,6 +104,8 @@ def deepspeed_config(options: Options, stage: StageConfig) -> dict[str, Any]:
     }
     if options.zero_stage == 3:
         zero |= {"stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": False}
+    if options.hpz_partition_size > 1:
+        zero["zero_hpz_partition_size"] = options.hpz_partition_size
     if options.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     clip = stage.optimizer.clip_norm
