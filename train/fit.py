@@ -143,8 +143,8 @@ def make_record(
 
     loss, accuracy/token and grad_norm are None for a skipped step, which has skipped_for and skipped_samples
     instead. accuracy/token: the share of supervised tokens that were the likeliest at their place.
-    padding_share: of the positions computed. data_wait_share: of the step's time. cut_tokens: what did not fit
-    into data.max_tokens. mfu: model FLOPs (train/flops.py) over the time and the devices' rates
+    padding_share: of the positions computed. data_wait_share: of the step's time. cut_tokens: what did not
+    fit into data.max_tokens. mfu: model FLOPs (train/flops.py) over the time and the devices' rates
     (train/device_rate.py); None without a meter.
     """
     time_s, waited_s, peak_mb = ranks.max([time.perf_counter() - started_s, waited_s, peak_memory_mb()])
