@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -134,21 +134,22 @@ class FlopModel:
         implementation, checkpointed = llm.config._attn_implementation, llm.is_activation_checkpointing
         with _restored(captioner):
             captioner.disable_gradient_checkpointing()
-            costs = again = _trials(captioner)
+            plain, once = _trials(captioner)
+            again, calls = dict(plain), once
             if checkpointed:
                 captioner.enable_gradient_checkpointing()
-                again = _trials(captioner)
-        for part in PARTS:
-            # the probe of attention is called again; the counter sees the rest in the backward pass
-            measure = "forward" if part == "attention" else "backward"
-            repeated = getattr(again[part], measure) - getattr(costs[part], measure)
-            costs[part] = Cost(costs[part].forward, costs[part].backward, repeated)
+                again, calls = _trials(captioner)
+        # every layer calls the probe of attention in the forward pass, and then again where it is repeated
+        attention = sum(call.forward for call in calls) + sum(call.backward for call in calls[: len(once)])
+        plain["attention"] = Cost(sum(call.forward for call in once), sum(call.backward for call in once))
+        again["attention"] = Cost(attention, 0.0)
+        costs = {part: replace(plain[part], repeated=again[part].model - plain[part].model) for part in PARTS}
         return cls(
             implementation=implementation,
             vocabulary=int(llm.get_output_embeddings().out_features),
             trains_encoder=captioner.trains_encoder,
-            encoder=costs["vision_encoder"],
-            **{part: costs[part] for part in PARTS if part != "vision_encoder"},
+            encoder=costs.pop("vision_encoder"),
+            **costs,
         )
 
     def micro_batch(self, shape: BatchShape) -> Flops:
@@ -220,21 +221,26 @@ def _restored(captioner: Captioner) -> Iterator[None]:
             module.training = mode
 
 
-def _trials(captioner: Captioner) -> dict[str, Cost]:
-    """Every part run once: for one tile, one position, one pair of positions."""
+def _trials(captioner: Captioner) -> tuple[dict[str, Cost], list[Cost]]:
+    """Every part run once, for one tile or one position; and what each call of attention noted."""
     encoder, connector, llm = captioner.vision_encoder, captioner.connector, captioner.llm
     head, embeddings = llm.get_output_embeddings(), llm.get_input_embeddings()
     device, size, width = captioner.device, encoder.image_spec.size_px, embeddings.embedding_dim
-    trained = captioner.trains_encoder
     tile = torch.zeros(1, 3, size, size, device=device)
-    features = torch.zeros(1, encoder.num_patches, encoder.hidden_size, device=device, requires_grad=trained)
-    trained = trained or _trains(connector) or _trains(embeddings)
-    token = torch.zeros(1, 1, width, device=device, requires_grad=trained)
-    hidden = torch.zeros(1, width, device=device, requires_grad=trained or _trains(llm.base_model))
+    before_connector = captioner.trains_encoder
+    features = torch.zeros(1, encoder.num_patches, encoder.hidden_size, device=device)
+    features.requires_grad_(before_connector)
+    pictures = torch.zeros(1, 1, width, device=device, requires_grad=before_connector or _trains(connector))
+    # a value, and not a shape alone: some rotary embeddings look for the largest position
+    position = torch.tensor([[0]], device=device)
+    # as training makes them: checkpointing an LLM with LoRA lets its embeddings require a gradient
+    token = embeddings(position) + pictures
+    trained = token.requires_grad or _trains(llm.base_model)
+    hidden = torch.zeros(1, width, device=device, requires_grad=trained)
     probe: list[Cost] = []
     inputs = {
         "attention_mask": torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device),
-        "position_ids": torch.zeros(1, 1, dtype=torch.long, device=device),
+        "position_ids": position,
         "flop_probe": probe,
     }
 
@@ -242,23 +248,26 @@ def _trials(captioner: Captioner) -> dict[str, Cost]:
         output: Tensor = llm.base_model(inputs_embeds=token, use_cache=False, **inputs).last_hidden_state
         return output
 
-    return {
+    costs = {
         "vision_encoder": _trial(lambda: captioner.encode_images(tile), encoder),
-        "connector": _trial(lambda: connector(features), connector, features),
-        "llm": _trial(layers, llm.base_model, token),
-        "head": _trial(lambda: head(hidden), head, hidden),
-        "attention": Cost(sum(call.forward for call in probe), sum(call.backward for call in probe)),
+        "connector": _trial(lambda: connector(features), connector),
+        "llm": _trial(layers, llm.base_model),
+        "head": _trial(lambda: head(hidden), head),
     }
+    return costs, probe
 
 
-def _trial(run: Callable[[], Tensor], module: nn.Module, *inputs: Tensor) -> Cost:
+def _trial(run: Callable[[], Tensor], module: nn.Module) -> Cost:
     with FlopCounterMode(display=False) as forward:
         output = run()
-    leaves = [value for value in (*inputs, *module.parameters()) if value.requires_grad]
     if not output.requires_grad:
         return Cost(forward.get_total_flops(), 0.0)
+    parameters = list(module.parameters())
+    gradients = [parameter.grad for parameter in parameters]
     with FlopCounterMode(display=False) as backward:
-        torch.autograd.grad(output.sum(), leaves, allow_unused=True)
+        output.sum().backward()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
     return Cost(forward.get_total_flops(), backward.get_total_flops())
 
 

@@ -175,9 +175,7 @@ def test_padding_and_repeated_layers_are_executed_but_not_asked_for(make_config:
     captioner.enable_gradient_checkpointing()
     again = FlopModel.of(captioner)
     assert again.micro_batch(short).model == model.micro_batch(short).model
-    assert (
-        again.llm.repeated > 0.8 * again.llm.forward and again.attention.repeated == again.attention.forward
-    )
+    assert again.llm.repeated > again.llm.forward / 2 and again.attention.repeated == again.attention.forward
     padded = model.micro_batch(short)
     assert padded.executed["llm"] * 30 == padded.model["llm"] * 64
 
@@ -196,6 +194,13 @@ def test_nothing_is_left_changed(make_config: Make) -> None:
     assert all(type(value) in (torch.nn.Parameter, torch.Tensor) for value in captioner.parameters())
     assert all(value.grad is None for value in captioner.parameters())
     captioner(batches[0]).loss_sum.backward()
+
+
+def test_rotary_embeddings_that_look_at_positions_are_counted(make_config: Make) -> None:
+    dynamic = "model.llm.config.rope_parameters={rope_type: dynamic, factor: 2.0, rope_theta: 10000.0}"
+    train = f"stages.instruct.train={TRAIN['full']}"
+    found = [FlopModel.of(ready(make_config(train, *more))[0]) for more in ([], [dynamic])]
+    assert found[0] == found[1]
 
 
 def test_weights_without_values_will_do(make_config: Make) -> None:
