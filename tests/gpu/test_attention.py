@@ -46,7 +46,9 @@ def captioner(implementation: str, device: torch.device) -> Captioner:
         connector=Component(name="mlp"),
         llm=Component(name="random", config=LLAMA, attn_implementation=implementation),
     )
-    return build_captioner(config, seed=0).to(device)
+    model = build_captioner(config, seed=0).to(device)
+    model.llm.requires_grad_(True)
+    return model
 
 
 def samples(rows: Sequence[Sequence[int]]) -> list[list[Tensor]]:
@@ -82,7 +84,7 @@ def loss_and_gradients(model: Captioner, batches: Sequence[Batch]) -> tuple[floa
         with autocast(model.device):
             output = model(batch.to(model.device))
         output.loss_sum.backward()
-        total += float(output.loss_sum)
+        total += float(output.loss_sum.detach())
     names = [(name, weight) for name, weight in model.llm.named_parameters() if weight.grad is not None]
     return total, {name: weight.grad.float().cpu() for name, weight in names}
 
