@@ -40,7 +40,7 @@ def _converted_in_place() -> Iterator[None]:
             tensor.data = convert(tensor.data)
         return module
 
-    nn.Module._apply = apply  # type: ignore[method-assign,assignment]
+    nn.Module._apply = apply  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -75,13 +75,13 @@ def read_junit(junit: Path, file: Path) -> list[Claim]:
     claims = []
     for case in ElementTree.parse(junit).iter("testcase"):
         said = {item.get("name"): item.get("value", "") for item in case.iter("property")}
-        result, measured = PASSED, said.get("measured", "")
+        result, measured = PASSED, said.get("measured") or ""
         skipped = case.find("skipped")
         if skipped is not None:
-            result, measured = NOT_RUN, skipped.get("message", "")
+            result, measured = NOT_RUN, skipped.get("message") or ""
         elif case.find("failure") is not None or case.find("error") is not None:
             result = FAILED
-        claims.append(Claim(said.get("claim") or case.get("name", "?"), result, measured, file))
+        claims.append(Claim(said.get("claim") or case.get("name") or "?", result, measured, file))
     return claims
 
 

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
 from prismcap.configs.errors import ConfigError, nearest
 
 T = TypeVar("T")
+DEFAULT_STAGES: tuple[Literal["align", "instruct"], ...] = ("instruct",)
 
 out_option = click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write."
@@ -80,7 +81,7 @@ def bench() -> None:
 @repeats_option
 @quick_option
 @out_option
-def train(mixes: tuple[str, ...], stages: tuple[str, ...], **options: Any) -> None:
+def train(mixes: tuple[str, ...], stages: tuple[Literal["align", "instruct"], ...], **options: Any) -> None:
     """Our training step against LlavaForConditionalGeneration, on the same samples and weights.
 
     Takes minutes for each mix and stage (a run alone on the machine, please); --quick takes seconds.
@@ -108,7 +109,7 @@ def train(mixes: tuple[str, ...], stages: tuple[str, ...], **options: Any) -> No
             num_threads=_threads(options["threads"]),
         )
         for mix in mixes or ("mix665k",)
-        for stage in stages or ("instruct",)
+        for stage in stages or DEFAULT_STAGES
     ]
     for case in cases:
         check_case(case)  # a mistake is named before minutes of work

@@ -152,7 +152,8 @@ def _shape(group: Sequence[Encoded]) -> BatchShape:
 
 def llava_of(captioner: Captioner, image_token: int) -> Any:
     """transformers' model with the captioner's own weights and SDPA, its tower handing cached features on."""
-    tower, llm, layers = captioner.vision_encoder.tower, captioner.llm, captioner.connector.layers
+    tower: Any = captioner.vision_encoder.tower
+    llm, layers = captioner.llm, captioner.connector.layers
     assert isinstance(layers, nn.Sequential)
     config = LlavaConfig(
         vision_config=tower.config.to_dict(),

@@ -16,6 +16,7 @@ from prismcap.train.distributed import Ranks
 from prismcap.train.doctor.findings import Finding, error, ok
 from prismcap.train.engines._contract import Engine
 from prismcap.train.files import megabytes
+from prismcap.train.random_state import save_random_state
 from prismcap.train.runfolder import comparable, run_folder
 
 
@@ -60,7 +61,7 @@ def check_reload(config: RunConfig, name: str, engine: Engine, batch: Batch, ran
 
 def _write(engine: Engine, folder: Path, ranks: Ranks) -> None:
     engine.save(folder)
-    checkpoints.save_random_state(folder, ranks.rank)
+    save_random_state(folder, ranks.rank)
 
 
 def _make_folder(run_dir: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -86,7 +87,7 @@ class StageMemory:
         if key not in self._passes:
             captioner, mode = self._shapes(in_bf16)
             batch = worst_batch(captioner, self.stage, num_rows)
-            pictures = {
+            pictures: dict[str, Any] = {
                 name: mode.from_tensor(value)
                 for name in ("tiles", "features")
                 if (value := getattr(batch, name)) is not None
