@@ -37,7 +37,7 @@ class RandomState:
     def put_back(self) -> None:
         """Set the generators to this state."""
         random.setstate(self.python)
-        np.random.set_state(self.numpy)  # type: ignore[arg-type]
+        np.random.set_state(self.numpy)
         torch.set_rng_state(self.torch)
         if self.cuda is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(self.cuda)
