@@ -70,6 +70,9 @@ UNEVEN = {"ddp_grouped": {"overrides": [*FULL, *GROUPED]}, "zero2_grouped": zero
 # ZeRO-3 gathers the weights of a frozen encoder too, on all ranks at once, whichever of them have pictures
 FROZEN = "stages.instruct.train={connector: {lr: 0.005}, llm: {lr: 0.01}}"
 TWO_SAMPLES = "stages.instruct.batch.samples_per_step=2"  # in the fifth step the second rank's has no picture
+# the LLM's embeddings, frozen and tied to its head, have two names
+CONNECTOR = "stages.instruct.train={connector: {lr: 0.005}}"
+ALIGN = {"zero2_align": zero(2, CONNECTOR, reload=True)}
 NO_PICTURE = {"zero3_frozen_text": zero(3, FROZEN, TWO_SAMPLES)}
 MORE_NO_PICTURE = {
     "zero3_frozen_idle": zero(3, FROZEN, ONE_SAMPLE),
@@ -132,7 +135,7 @@ def run_jobs(world: Path, tmp_path_factory: pytest.TempPathFactory, torchrun: An
 
 @pytest.fixture(scope="module")
 def on_two_ranks(run_jobs: Callable[..., Results]) -> Results:
-    jobs = EQUAL | IDLE | UNEVEN | CHUNKED | CHUNKED_LORA | ROUNDED | FAULTY | NO_PICTURE
+    jobs = EQUAL | IDLE | UNEVEN | CHUNKED | CHUNKED_LORA | ROUNDED | FAULTY | ALIGN | NO_PICTURE
     return run_jobs(jobs | skipping(BAD, ("inf_loss", "inf_gradient")))
 
 
@@ -324,6 +327,10 @@ def check_reloaded(found: Results, name: str) -> None:
 
 def test_saved_and_loaded_goes_on_bit_for_bit(on_two_ranks: Results) -> None:
     check_reloaded(on_two_ranks, "zero2")
+
+
+def test_frozen_tied_embeddings_are_no_obstacle_to_going_on(on_two_ranks: Results, plain: Any) -> None:
+    assert not differs(on_two_ranks, "zero2_align", plain(CONNECTOR)), on_two_ranks.values["zero2_align"]
 
 
 @pytest.mark.slow
