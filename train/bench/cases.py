@@ -126,9 +126,9 @@ def model_config(size: Size, visual_tokens: int) -> ModelConfig:
         "patch_size": _PATCH_PX,
     }
     return ModelConfig(
-        vision_encoder=Component(name="siglip", config=tower, layer=-1),
+        vision_encoder=Component.model_validate({"name": "siglip", "config": tower, "layer": -1}),
         connector=Component(name="mlp"),
-        llm=Component(name="random", config=LLMS[size]),
+        llm=Component.model_validate({"name": "random", "config": LLMS[size]}),
     )
 
 

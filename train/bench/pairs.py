@@ -95,4 +95,4 @@ def _equal_share(first: Figures, second: Figures) -> float:
         for row, other in zip(first["tokens"], second["tokens"], strict=True)
         for ours, theirs in zip(row, other, strict=True)
     ]
-    return sum(ours == theirs for ours, theirs in pairs) / len(pairs)
+    return sum(int(ours == theirs) for ours, theirs in pairs) / len(pairs)
