@@ -98,15 +98,14 @@ def train(mixes: tuple[str, ...], stages: tuple[Literal["align", "instruct"], ..
         try_compile=not quick if options["try_compile"] is None else options["try_compile"],
     )
     cases = [
-        TrainCase(
-            mix=mix,
-            stage=stage,
-            size=options["size"] or ("tiny" if quick else "smollm2"),
-            precision=options["precision"] or "bf16",
-            samples_per_step=options["samples"] or (8 if quick else 16),
-            visual_tokens=options["visual_tokens"] or (64 if quick else 576),
-            row_tokens=options["row_tokens"],
-            num_threads=_threads(options["threads"]),
+        TrainCase.model_validate(
+            {
+                "mix": mix,
+                "stage": stage,
+                "samples_per_step": options["samples"] or (8 if quick else 16),
+                "row_tokens": options["row_tokens"],
+                **_model(options),
+            }
         )
         for mix in mixes or ("mix665k",)
         for stage in stages or DEFAULT_STAGES
@@ -172,13 +171,12 @@ def generate(prompts: int, new_tokens: int | None, **options: Any) -> None:
     from prismcap.train.bench.pairs import generate_report, run_generate
 
     quick = options["quick"]
-    case = GenerateCase(
-        size=options["size"] or ("tiny" if quick else "smollm2"),
-        precision=options["precision"] or "bf16",
-        num_prompts=prompts,
-        visual_tokens=options["visual_tokens"] or (64 if quick else 576),
-        max_new_tokens=new_tokens or (8 if quick else 32),
-        num_threads=_threads(options["threads"]),
+    case = GenerateCase.model_validate(
+        {
+            "num_prompts": prompts,
+            "max_new_tokens": new_tokens or (8 if quick else 32),
+            **_model(options),
+        }
     )
     outcome = _measured(partial(run_generate, case, _repeats(options)))
     click.echo(generate_report(outcome))
@@ -242,6 +240,16 @@ def _threads(given: int | None) -> int:
 
 def _repeats(options: Mapping[str, Any]) -> int:
     return int(options["repeats"] or (2 if options["quick"] else 3))
+
+
+def _model(options: Mapping[str, Any]) -> dict[str, Any]:
+    quick = options["quick"]
+    return {
+        "size": options["size"] or ("tiny" if quick else "smollm2"),
+        "precision": options["precision"] or "bf16",
+        "visual_tokens": options["visual_tokens"] or (64 if quick else 576),
+        "num_threads": _threads(options["threads"]),
+    }
 
 
 def _names(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner
 from prismcap.model.kernels import decoder_layers
 from prismcap.model.trainable import prepare_stage
+from prismcap.model.vision._huggingface import TowerEncoder
 from prismcap.train.bench.cases import LLMS, TrainCase, model_config, stage_config
 from prismcap.train.bench.contender import StepFigures
 from prismcap.train.bench.job import UnfitError
@@ -152,11 +153,11 @@ def _shape(group: Sequence[Encoded]) -> BatchShape:
 
 def llava_of(captioner: Captioner, image_token: int) -> Any:
     """transformers' model with the captioner's own weights and SDPA, its tower handing cached features on."""
-    tower: Any = captioner.vision_encoder.tower
-    llm, layers = captioner.llm, captioner.connector.layers
+    encoder, llm, layers = captioner.vision_encoder, captioner.llm, captioner.connector.layers
+    assert isinstance(encoder, TowerEncoder)
     assert isinstance(layers, nn.Sequential)
     config = LlavaConfig(
-        vision_config=tower.config.to_dict(),
+        vision_config=encoder.tower.config.to_dict(),
         text_config=llm.config.to_dict(),
         image_token_index=image_token,
         vision_feature_layer=-1,

@@ -95,5 +95,4 @@ def _equal_share(first: Figures, second: Figures) -> float:
         for row, other in zip(first["tokens"], second["tokens"], strict=True)
         for ours, theirs in zip(row, other, strict=True)
     ]
-    num_equal = sum(bool(ours == theirs) for ours, theirs in pairs)
-    return num_equal / len(pairs)
+    return sum(int(ours == theirs) for ours, theirs in pairs) / len(pairs)
