@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Collection
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,15 +33,22 @@ class Handed(Exception):
 
 
 class FakeDeepSpeed:
+    utils = SimpleNamespace(set_z3_leaf_module=lambda module, flag: None)  # noqa: ARG005
+
     @staticmethod
     def initialize(*, config: dict[str, Any], **_: Any) -> None:
         raise Handed(config)
 
 
+class FakeLlm(nn.Linear):
+    def get_output_embeddings(self) -> nn.Module:
+        return self
+
+
 class FakeCaptioner(nn.Module):
     def __init__(self, trains: Collection[str]) -> None:
         super().__init__()
-        self.connector, self.llm = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.connector, self.llm = nn.Linear(2, 2), FakeLlm(2, 2)
         for name, part in self.named_children():
             part.requires_grad_(name in trains)
 

@@ -36,6 +36,7 @@ TIMES = {
     "supervised_tokens_per_s",
     "data_wait_share",
     "peak_memory_mb",
+    "mfu",
     "time_s",
 }
 
