@@ -146,7 +146,7 @@ class DeepSpeedEngine:
         self.optimizer = build_optimizer(groups, stage.optimizer)
         _ensure_process_group(ranks)
         if options.zero_stage == 3:
-            # gathered at its own call, adapters too: inside it the loss runs chunks, not as many on every rank
+            # gathered at its own call, adapters too: inside it the loss runs chunks, as many as its rank has
             deepspeed.utils.set_z3_leaf_module(captioner.llm.get_output_embeddings(), True)
         wrapped = _Autocast(captioner, ranks.device, stage.precision == "bf16")
         self.engine, *_ = deepspeed.initialize(
