@@ -7,18 +7,21 @@ a resumed run starts at step k and sees what an uninterrupted one would.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from prismcap.configs.cache import cache_dir
 from prismcap.configs.schema.data import BatchConfig
 from prismcap.data.encode import Encoder
+from prismcap.data.lengths import LengthIndex, Measure
 from prismcap.data.mix import Mix
 from prismcap.data.pack import ImageInputs, make_batches
+from prismcap.data.plan import plan_step
 from prismcap.data.schema import Batch, DataError, Encoded, SampleRejected
 from prismcap.data.workers import read_ahead
 
@@ -48,8 +51,9 @@ class StepData:
 class StepLoader:
     """Iterates the steps start_step .. start_step + num_steps - 1 of one rank.
 
-    Step k takes the samples at positions k * samples_per_step ... of the mix; rank r of n takes every
-    n-th of them, from the r-th on.
+    Step k takes the samples at positions k * samples_per_step ... of the mix; data/plan.py says which of
+    them are this rank's. lengths: without it every rank encodes the text of all samples of a step to plan it.
+    pin_memory: for a GPU; see Batch.pin_memory.
     """
 
     mix: Mix
@@ -61,47 +65,99 @@ class StepLoader:
     num_workers: int = 0
     start_step: int = 0
     num_steps: int = 1
+    lengths: LengthIndex | None = None
+    pin_memory: bool = False
 
     def __len__(self) -> int:
         return self.num_steps
 
     def __iter__(self) -> Iterator[StepData]:
         steps = range(self.start_step, self.start_step + self.num_steps)
-        dataset = _Steps(self)
-        prefetch = 2 if self.num_workers else None
-        loader = read_ahead(
-            dataset, self.num_workers, batch_size=None, sampler=steps, prefetch_factor=prefetch
-        )
-        for packed in loader:
-            yield _unpack(packed)
+        for packed in read_ahead(
+            _Steps(self),
+            self.num_workers,
+            batch_size=None,
+            sampler=steps,
+            prefetch_factor=2 if self.num_workers else None,
+            pin_memory=self.pin_memory,
+        ):
+            yield packed.unpacked() if isinstance(packed, _Packed) else packed
 
     def load(self, step: int) -> StepData:
-        """The data of one step, computed here and now."""
-        size = self.batch.samples_per_step
+        """The data of one step, computed here and now. Raises DataError when `lengths` is wrong."""
+        first = step * self.batch.samples_per_step
+        measures, outcomes = self._measured(first)
+        rows, unusable = self._own(measures)
         rejections = _Rejections()
-        encoded: list[Encoded] = []
-        positions = range(step * size + self.rank, (step + 1) * size, self.world_size)
-        for position in positions:
-            try:
-                encoded.append(self.encoder.encode(self.mix.sample_at(position)))
-            except SampleRejected as error:
-                rejections.add(error)
+        kept: dict[int, Encoded] = {}
+        own = sorted([*unusable, *(number for batch in rows for row in batch for number in row)])
+        for number in own:
+            outcome = outcomes[number] if number in outcomes else self._encode(first + number)
+            _check_measure(measures[number], outcome)
+            if isinstance(outcome, SampleRejected):
+                rejections.add(outcome)
+            elif number in unusable:
+                rejections.add(self._too_many_images(outcome))
+            else:
+                kept[number] = outcome
         dropped: set[int] = set()
 
         def drop(item: Encoded, error: SampleRejected) -> None:
             dropped.add(id(item))
             rejections.add(error)
 
-        batches = make_batches(encoded, self.batch, self.encoder.pad_id, self.images, drop)
-        kept = [item for item in encoded if id(item) not in dropped]
+        taken = [[[kept[number] for number in row if number in kept] for row in batch] for batch in rows]
+        batches = make_batches(taken, self.encoder.pad_id, self.images, drop)
+        left = [item for item in kept.values() if id(item) not in dropped]
         return StepData(
             step=step,
             micro_batches=batches,
-            sample_ids=tuple(item.id for item in kept),
+            sample_ids=tuple(item.id for item in left),
             num_rejected=dict(rejections.by_reason),
-            num_samples=len(positions),
-            num_cut_tokens=sum(item.cut_tokens for item in kept),
+            num_samples=len(own),
+            num_cut_tokens=sum(item.cut_tokens for item in left),
             messages=tuple(rejections.messages),
+        )
+
+    def _measured(self, first: int) -> tuple[list[Measure], dict[int, Encoded | SampleRejected]]:
+        """The measures of a step's samples, and, where these had to be encoded for them, what came of it."""
+        numbers = range(self.batch.samples_per_step)
+        if self.lengths is not None:
+            return [self.lengths.at(*self.mix.locate(first + number)) for number in numbers], {}
+        outcomes = {number: self._encode(first + number) for number in numbers}
+        return [Measure.of(outcome) for outcome in outcomes.values()], outcomes
+
+    def _own(self, measures: Sequence[Measure]) -> tuple[list[list[list[int]]], set[int]]:
+        """This rank's micro-batches of rows of samples, by number in the step, and its share of those that
+        no row takes: one rank counts them."""
+        limit = self.batch.images_per_micro_batch
+        usable = [i for i, found in enumerate(measures) if found.tokens > 0 and found.num_images <= limit]
+        tokens = [measures[number].tokens for number in usable]
+        num_images = [measures[number].num_images for number in usable]
+        plan = plan_step(tokens, num_images, self.batch, self.world_size).ranks[self.rank]
+        rows = [[[usable[place] for place in row] for row in batch] for batch in plan]
+        return rows, set(range(self.rank, len(measures), self.world_size)).difference(usable)
+
+    def _encode(self, position: int) -> Encoded | SampleRejected:
+        try:
+            return self.encoder.encode(self.mix.sample_at(position))
+        except SampleRejected as error:
+            return error
+
+    def _too_many_images(self, item: Encoded) -> SampleRejected:
+        limit = self.batch.images_per_micro_batch
+        message = f"{len(set(item.images))} pictures, and batch.images_per_micro_batch is {limit}"
+        return SampleRejected("too_many_images", f"sample {item.id!r}: {message}")
+
+
+def _check_measure(expected: Measure, outcome: Encoded | SampleRejected) -> None:
+    """A sample that is rejected only now leaves a gap; another length would break the plan."""
+    found = Measure.of(outcome)
+    if isinstance(outcome, Encoded) and found != expected:
+        raise DataError(
+            f"sample {outcome.id!r} has {found.tokens} tokens and {found.num_images} pictures, and had "
+            f"{expected.tokens} and {expected.num_images} when lengths were measured: its file has changed "
+            f"since. Start again; if that does not help, delete {cache_dir() / 'lengths'}"
         )
 
 
@@ -155,26 +211,30 @@ class _Steps(Dataset[Any]):
     def __init__(self, loader: StepLoader) -> None:
         self.loader = loader
 
-    def __getitem__(self, step: int) -> Any:
-        return _pack(self.loader.load(step))
+    def __getitem__(self, step: int) -> _Packed:
+        return _Packed(self.loader.load(step))
 
 
-def _pack(data: StepData) -> dict[str, Any]:
+class _Packed:
     """Tensors as arrays: a worker's tensors would each take a file descriptor of shared memory, of which a
     step of many micro-batches has too many for common limits (1024 files, 64 MB in containers)."""
-    packed = {item.name: getattr(data, item.name) for item in fields(data)}
-    packed["micro_batches"] = [
-        {key: _to_array(value) for key, value in vars(batch).items()} for batch in data.micro_batches
-    ]
-    return packed
 
+    def __init__(self, data: StepData) -> None:
+        self.data = replace(data, micro_batches=[])
+        self.batches = [
+            {key: _to_array(value) for key, value in vars(batch).items()} for batch in data.micro_batches
+        ]
 
-def _unpack(packed: dict[str, Any]) -> StepData:
-    batches = [
-        Batch(**{key: _from_array(value) for key, value in values.items()})
-        for values in packed["micro_batches"]
-    ]
-    return StepData(**{**packed, "micro_batches": batches})
+    def unpacked(self) -> StepData:
+        batches = [
+            Batch(**{key: _from_array(value) for key, value in values.items()}) for values in self.batches
+        ]
+        return replace(self.data, micro_batches=batches)
+
+    def pin_memory(self) -> StepData:
+        """Called by the DataLoader, in a thread of its own when there are workers."""
+        data = self.unpacked()
+        return replace(data, micro_batches=[batch.pin_memory() for batch in data.micro_batches])
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Protocol
 
 from prismcap.configs.registry import component_options
 from prismcap.configs.schema.data import DataConfig
@@ -38,12 +39,23 @@ def permute(index: int, size: int, key: bytes) -> int:
             return index
 
 
+class Order(Protocol):
+    """In which order an epoch's samples come."""
+
+    def place(self, epoch: int, offset: int) -> int:
+        """Which of the epoch's samples (0 .. len(mix)-1, source after source) comes at `offset` of it."""
+
+
 @dataclass(frozen=True)
 class Mix:
-    """sources: (source, times per epoch). An epoch is every sample, that many times, in a seeded order."""
+    """sources: (source, times per epoch). An epoch is every sample, that many times, in a seeded order.
+
+    order: another one than the plain shuffle (data/grouping.py).
+    """
 
     sources: Sequence[tuple[Source, int]]
     seed: int
+    order: Order | None = None
     _ends: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -59,9 +71,11 @@ class Mix:
     def locate(self, position: int) -> tuple[int, int]:
         """(source, index in the source) at a position of the run; epochs follow one another."""
         epoch, offset = divmod(position, len(self))
-        # signed: configs may well say seed: -1
-        key = f"{self.seed}/{epoch}".encode()
-        place = permute(offset, len(self), key)
+        if self.order is not None:
+            place = self.order.place(epoch, offset)
+        else:
+            # signed: configs may well say seed: -1
+            place = permute(offset, len(self), f"{self.seed}/{epoch}".encode())
         number = bisect_right(self._ends, place)
         before = self._ends[number - 1] if number else 0
         return number, (place - before) % len(self.sources[number][0])

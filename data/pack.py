@@ -10,7 +10,6 @@ Shape legend: B rows, T tokens, P tiles, K patches, D encoder width, S tile side
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -18,13 +17,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from prismcap.configs.schema.data import BatchConfig
 from prismcap.data.image import to_tiles
-from prismcap.data.schema import IGNORE_INDEX, Batch, DataError, Encoded, ImageRef, ImageSpec, SampleRejected
-
-# rows are cut to the longest of their batch, rounded up (past row_tokens, if that is no multiple) to
-# what matrix units like
-_ROW_STEP_TOKENS = 8
+from prismcap.data.plan import row_width
+from prismcap.data.schema import IGNORE_INDEX, Batch, Encoded, ImageRef, ImageSpec, SampleRejected
 
 
 class ImageInputs(Protocol):
@@ -60,62 +55,22 @@ class PixelInputs:
 Rejected = Callable[[Encoded, SampleRejected], None]
 
 
-def pack_rows(
-    lengths: Sequence[int],
-    row_tokens: int,
-    num_images: Sequence[int] | None = None,
-    row_images: int | None = None,
-) -> list[list[int]]:
-    """Samples to rows of at most `row_tokens` tokens and `row_images` pictures, best fit decreasing.
-
-    Longest sample first (ties in the given order), into the fullest row that still takes it (ties: the
-    oldest row). Deterministic; every index appears once. Raises DataError for a sample that no row takes.
-    """
-    images = num_images or [0] * len(lengths)
-    most_images = row_images if row_images is not None else sum(images)
-    rows: list[list[int]] = []
-    image_room: list[int] = []
-    open_rows: list[tuple[int, int]] = []  # (room in tokens, row), sorted: the fullest row comes first
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        need = lengths[index]
-        if need > row_tokens or images[index] > most_images:
-            raise DataError(
-                f"sample {index} of {need} tokens and {images[index]} pictures does not fit into a row of "
-                f"{row_tokens} tokens and {most_images} pictures: keep data.max_tokens <= batch.row_tokens"
-            )
-        at = bisect_left(open_rows, (need, -1))
-        while at < len(open_rows) and image_room[open_rows[at][1]] < images[index]:
-            at += 1
-        if at < len(open_rows):
-            room, row = open_rows.pop(at)
-        else:
-            room, row = row_tokens, len(rows)
-            rows.append([])
-            image_room.append(most_images)
-        rows[row].append(index)
-        image_room[row] -= images[index]
-        insort(open_rows, (room - need, row))
-    return rows
-
-
 def make_batches(
-    encoded: Sequence[Encoded],
-    config: BatchConfig,
+    micro_batches: Sequence[Sequence[Sequence[Encoded]]],
     pad_id: int,
     images: ImageInputs,
     on_reject: Rejected | None = None,
 ) -> list[Batch]:
-    """Micro-batches of at most rows_per_micro_batch rows and images_per_micro_batch pictures.
+    """A batch of each micro-batch, which is rows of samples (data/plan.py).
 
     Each picture is read once, however many samples show it. A sample one of whose pictures cannot be
-    read is handed to `on_reject` and left out; without `on_reject` its SampleRejected, which names the
-    sample, is raised.
+    read is handed to `on_reject` and left out of its row; without `on_reject` its SampleRejected, which
+    names the sample, is raised. Rows and micro-batches that lose all their samples go.
     """
     inputs: dict[ImageRef, tuple[Tensor, tuple[int, int]]] = {}
-    kept: list[Encoded] = []
-    for item in encoded:
+
+    def readable(item: Encoded) -> bool:
         try:
-            _check_image_budget(item, config)
             for ref in item.images:
                 if ref not in inputs:
                     inputs[ref] = images.read(ref)
@@ -124,39 +79,15 @@ def make_batches(
             if on_reject is None:
                 raise named from error
             on_reject(item, named)
-        else:
-            kept.append(item)
-    rows = pack_rows(
-        [len(item) for item in kept],
-        config.row_tokens,
-        [len(set(item.images)) for item in kept],
-        config.images_per_micro_batch,
-    )
-    groups = _group([[kept[index] for index in row] for row in rows], config)
-    return [collate(group, pad_id, inputs, images.kind) for group in groups]
+            return False
+        return True
 
-
-def _check_image_budget(item: Encoded, config: BatchConfig) -> None:
-    num_images = len(set(item.images))
-    if num_images > config.images_per_micro_batch:
-        limit = config.images_per_micro_batch
-        message = f"{num_images} pictures, and batch.images_per_micro_batch is {limit}"
-        raise SampleRejected("too_many_images", message)
-
-
-def _group(rows: list[list[Encoded]], config: BatchConfig) -> list[list[list[Encoded]]]:
-    """Rows to micro-batches, in order; a new one begins when a row would go over a limit."""
-    groups: list[list[list[Encoded]]] = []
-    seen: set[ImageRef] = set()
-    for row in rows:
-        own = {ref for item in row for ref in item.images}
-        full = bool(groups) and len(groups[-1]) == config.rows_per_micro_batch
-        if not groups or full or len(seen | own) > config.images_per_micro_batch:
-            groups.append([])
-            seen = set()
-        groups[-1].append(row)
-        seen |= own
-    return groups
+    batches: list[Batch] = []
+    for micro_batch in micro_batches:
+        rows = [[item for item in row if readable(item)] for row in micro_batch]
+        if any(rows):
+            batches.append(collate([row for row in rows if row], pad_id, inputs, images.kind))
+    return batches
 
 
 def collate(
@@ -166,9 +97,7 @@ def collate(
     kind: Literal["tiles", "features"] = "tiles",
 ) -> Batch:
     """One batch of packed rows. `inputs` holds what ImageInputs.read gave for every picture in them."""
-    longest = max((sum(len(item) for item in row) for row in rows), default=1)
-    width = -(-max(longest, 1) // _ROW_STEP_TOKENS) * _ROW_STEP_TOKENS
-    shape = (len(rows), width)
+    shape = (len(rows), row_width(max((sum(len(item) for item in row) for row in rows), default=1)))
     input_ids = torch.full(shape, pad_id, dtype=torch.long)
     labels = torch.full(shape, IGNORE_INDEX, dtype=torch.long)
     position_ids = torch.zeros(shape, dtype=torch.long)

@@ -6,6 +6,7 @@ D encoder width, R image spans, S tile side in pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -172,8 +173,14 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """A copy with every tensor on `device`."""
-        moved: dict[str, Any] = {
-            key: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
-            for key, value in vars(self).items()
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """A copy in memory that a GPU reads by itself, so that `to(..., non_blocking=True)` does not wait."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        changed: dict[str, Any] = {
+            key: function(value) if isinstance(value, Tensor) else value for key, value in vars(self).items()
         }
-        return Batch(**moved)
+        return Batch(**changed)

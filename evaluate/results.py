@@ -89,9 +89,9 @@ def write_results(
     Figures and captions of other splits stay when they are of the same weights and the config still has
     them, so that one split can be measured again by itself; others go. expected: every key of figures
     that the config asks for. quick, limited: whether these figures are of a quick config, and of fewer
-    items than the config says. Both are kept by key (`quick_in`, `limited_in`) and added up in `about`:
-    `quick` when any figure of the file is one or the other, `complete` when nothing that is expected is
-    absent or limited. Raises DataError when the folder cannot be written.
+    items than the config says. Each is kept by key (`quick_in`, `limited_in`) and added up in `about`:
+    `quick` and `limited` when any figure of the file is, `complete` when nothing that is expected is absent
+    or limited. Raises DataError when the folder cannot be written.
     """
     with _writing(run_dir / METRICS):
         old = _read_json(run_dir / METRICS)
@@ -104,7 +104,8 @@ def write_results(
         notes = {key: note for key, note in before.get("notes", {}).items() if key.split(".")[0] in kept}
         about = {
             **about,
-            "quick": bool(quick_in or limited_in),
+            "quick": bool(quick_in),
+            "limited": bool(limited_in),
             "complete": not limited_in and set(expected) <= kept.keys() | figures.keys(),
             "quick_in": quick_in,
             "limited_in": limited_in,

@@ -40,6 +40,8 @@ class Captioner(nn.Module):
         self.connector = connector
         self.llm = llm
         self.tokenizer = tokenizer
+        # an engine that shards frozen weights too sets it: gathering them is collective, pictures or not
+        self.always_encodes = False
 
     @property
     def image_spec(self) -> ImageSpec:
@@ -136,10 +138,10 @@ class Captioner(nn.Module):
         return logits_BTV
 
     def _dummy_tokens(self) -> Tensor:
-        """tokens_PNH of one blank tile; through the encoder too when it trains."""
+        """tokens_PNH of one blank tile; through the encoder too when the other ranks need that."""
         parameter = next(self.connector.parameters())
         encoder = self.vision_encoder
-        if self.trains_encoder:
+        if self.trains_encoder or self.always_encodes:
             size = encoder.image_spec.size_px
             features = self.encode_images(torch.zeros(1, 3, size, size, device=self.device))
         else:

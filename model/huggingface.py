@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import AutoConfig
+
 from prismcap.configs.cache import PREFIX, resolve_path
 from prismcap.configs.errors import ConfigError
+from prismcap.model.shapes import is_shapes_only
 
 
 def local_or_hub(path: str) -> str:
@@ -26,11 +29,14 @@ def local_or_hub(path: str) -> str:
 def load_pretrained(model_class: Any, path: str, **options: Any) -> Any:
     """`model_class.from_pretrained` of a directory or hub name, with every weight in the files.
 
+    Inside of shapes_only a model of the same config, for which config.json is enough.
     Raises ConfigError when it cannot be had, and when weights are missing or of another shape:
     transformers would start those at random with only a warning.
     """
     name = local_or_hub(path)
     try:
+        if is_shapes_only():
+            return _of_config(model_class, name, **options)
         model, report = model_class.from_pretrained(name, output_loading_info=True, **options)
     except OSError as error:
         raise unreachable(path, error) from error
@@ -43,7 +49,19 @@ def load_pretrained(model_class: Any, path: str, **options: Any) -> Any:
     return model
 
 
-def unreachable(path: str, error: OSError) -> ConfigError:
+def _of_config(
+    model_class: Any, name: str, revision: str | None = None, trust_remote_code: bool = False, **options: Any
+) -> Any:
+    if hasattr(model_class, "from_config"):  # one of the Auto classes
+        shared = {"revision": revision, "trust_remote_code": trust_remote_code}
+        return model_class.from_config(
+            AutoConfig.from_pretrained(name, **shared), trust_remote_code=trust_remote_code, **options
+        )
+    config = model_class.config_class.from_pretrained(name, revision=revision)
+    return model_class._from_config(config, **options)
+
+
+def unreachable(path: str, error: Exception) -> ConfigError:
     """What to do when a directory is incomplete, or the hub has or gives nothing."""
     reason = str(error).strip().partition("\n")[0]
     if resolve_path(path).is_dir():

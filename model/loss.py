@@ -119,7 +119,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor, None]:
         if ctx.spent:
             raise RuntimeError("the loss was already differentiated once; its logits are gone")
         ctx.spent = True

@@ -14,12 +14,15 @@ from prismcap.configs.errors import ConfigError, DataError, MissingExtraError, n
 # name -> (module:attribute, one line for --help); the modules are not imported for --help
 COMMANDS = {
     "train": ("train:train", "Train every stage of a config in this process (torchrun for several)."),
+    "doctor": ("doctor:doctor", "Check a config: data, masks, memory, disk, saving; errors exit with 1."),
+    "plan": ("plan:plan", "Memory, time and cost of a config on other GPUs, without weights."),
     "export": ("export:export", "Write a trained run as a Hugging Face model directory."),
     "caption": ("caption:caption", "Caption pictures with an exported model."),
     "evaluate": ("evaluate:evaluate", "Measure a run on its held-out splits, with controls."),
-    "report": ("report:report", "Draw a run's report as one HTML file."),
+    "report": ("report:report", "Draw a run, or several side by side, as one HTML page."),
     "config": ("config:config", "Show or validate a config."),
     "data": ("data:data", "Look at training data as the model sees it."),
+    "bench": ("bench:bench", "Measure speed and memory against references in the same run."),
     "fetch": ("fetch:fetch", "Fetch the pictures and small models of the demo."),
 }
 

@@ -13,15 +13,12 @@ import hashlib
 import json
 import logging
 import os
-import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 
 from prismcap.configs.files import sync_folder
@@ -51,6 +48,7 @@ class Manifest:
     `config`: the flat keys of the config that matter for going on. `rejected`: samples left out so
     far, by reason. `stages`: the stages up to this one. `num_samples`: of the stage's mix, and
     `total_steps` of the stage. An empty `stages` or a 0 says that it was not written down.
+    `num_skipped` and `recent_losses`: see skipping.SkipBudget.
     """
 
     stage: str
@@ -63,6 +61,8 @@ class Manifest:
     stages: Sequence[str] = ()
     num_samples: int = 0
     total_steps: int = 0
+    num_skipped: int = 0
+    recent_losses: Sequence[float] = ()
 
 
 def step_name(step: int) -> str:
@@ -233,36 +233,3 @@ def remove_unfinished(stage_dir: Path) -> None:
     """Clear what a killed run left half written."""
     for folder in stage_dir.glob(f"{UNFINISHED}*"):
         shutil.rmtree(folder)
-
-
-def save_random_state(folder: Path, rank: int) -> None:
-    """The generators of Python, NumPy and torch of one rank, as JSON."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    state = {
-        "python": random.getstate(),
-        "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, gauss],
-        "torch": bytes(torch.get_rng_state().tolist()).hex(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = bytes(torch.cuda.get_rng_state().tolist()).hex()
-    write_json(folder / f"random-{rank:05d}.json", state)
-
-
-def load_random_state(folder: Path, rank: int) -> None:
-    """The reverse. A rank that did not exist when the checkpoint was written keeps its own state."""
-    path = folder / f"random-{rank:05d}.json"
-    if not path.is_file():
-        log.warning("%s: no random state for rank %d; dropout will differ from the saved run", folder, rank)
-        return
-    state = json.loads(path.read_text(encoding="utf-8"))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(_bytes_tensor(state["torch"]))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_bytes_tensor(state["cuda"]))
-
-
-def _bytes_tensor(text: str) -> torch.Tensor:
-    return torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from prismcap.configs.cache import cache_dir
 from prismcap.configs.schema.base import Component
@@ -97,8 +97,8 @@ def fill(
     failed: OSError | None = None
     done = 0
     try:
-        loader = read_ahead(_Pictures(share, spec), num_workers, batch_size=batch_size)
-        features = _encoded(captioner, loader, precision)
+        groups = read_ahead(_Pictures(share, spec), num_workers, batch_size=batch_size)
+        features = _encoded(captioner, groups, precision)
         done = _write(features, len(share), store, progress or _Lines(ranks))
     except OSError as error:
         failed = error
@@ -200,10 +200,10 @@ def _write(features: Iterator[StoredImage], total: int, store: FeatureStore, pro
     return done
 
 
-def _encoded(captioner: Captioner, loader: DataLoader[Any], precision: Precision) -> Iterator[StoredImage]:
+def _encoded(captioner: Captioner, groups: Iterator[Any], precision: Precision) -> Iterator[StoredImage]:
     """Features of each readable picture, bf16 on the CPU."""
     captioner.vision_encoder.eval()
-    for group in loader:
+    for group in groups:
         readable = [item for item in group if item is not None]
         if not readable:
             continue

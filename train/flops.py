@@ -207,7 +207,10 @@ def _restored(captioner: Captioner) -> Iterator[None]:
     try:
         llm.config._attn_implementation = _PROBE
         captioner.train()
-        with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        # a captioner of shapes (model/shapes.py) has a mode of its own, and two of them do not mix
+        mode = getattr(next(captioner.parameters()), "fake_mode", None)
+        mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
+        with mode, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
             yield
     finally:
         llm.config._attn_implementation = implementation

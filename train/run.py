@@ -10,7 +10,7 @@ import gc
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from prismcap.configs.errors import ConfigError
 from prismcap.configs.registry import component_module, component_options
 from prismcap.configs.schema.run import RunConfig
 from prismcap.configs.schema.stage import StageConfig
-from prismcap.data.encode import build_encoder
+from prismcap.data.encode import Encoder, build_encoder
 from prismcap.data.features import FeatureInputs
 from prismcap.data.loader import RejectionTally, StepLoader
 from prismcap.data.mix import Mix, build_mix
@@ -37,14 +37,19 @@ from prismcap.model.weights import save_weights
 from prismcap.train import checkpoint as checkpoints
 from prismcap.train.checkpoint import FINAL, DamagedError, Manifest
 from prismcap.train.distributed import Ranks
+from prismcap.train.doctor.agreement import config_hash, data_hash, require_agreement
 from prismcap.train.engines._contract import Engine
 from prismcap.train.feature_cache import fill, open_store
 from prismcap.train.fit import StepCallback, fit
+from prismcap.train.lengths import lengths_for
 from prismcap.train.mfu import MfuMeter
 from prismcap.train.optim import total_steps
+from prismcap.train.random_state import load_random_state, save_random_state
 from prismcap.train.runfolder import comparable, open_run, stages_up_to
+from prismcap.train.signals import StopRequest
 from prismcap.train.sinks import jsonl, progress
 from prismcap.train.sinks._contract import Sink
+from prismcap.train.skipping import SkipBudget
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +67,13 @@ def run_training(
 
     resume: `never`, `auto`, or a checkpoint folder; see runfolder.open_run.
     before_training: called on rank 0 with the captioner before the first step that is made.
-    Raises ConfigError, DataError, NonFiniteError, SaveError.
+    Raises ConfigError, DataError, BadStepError, SaveError, and StoppedError (signals.py).
     """
     ranks = ranks or Ranks()
+    stop = StopRequest()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+    require_agreement("the config", lambda: config_hash(config), ranks)
     with open_run(config, resume, ranks) as run_dir:
         sinks = open_sinks(config, run_dir) if ranks.is_first else []
         try:
@@ -79,7 +86,7 @@ def run_training(
                 if name == pending[0]:
                     for hook in before_training:
                         ranks.on_first(partial(hook, captioner, config))
-                run = _StageRun(config, name, run_dir / name, ranks)
+                run = _StageRun(config, name, run_dir / name, ranks, stop)
                 run.train(captioner, sinks, callbacks)
                 del captioner
         finally:
@@ -118,22 +125,41 @@ def _captioner_before(stage: str, config: RunConfig, run_dir: Path) -> Captioner
     return captioner
 
 
-def stage_loader(config: RunConfig, name: str, captioner: Captioner, ranks: Ranks) -> StepLoader:
-    """The data of a stage for one rank, from its first step on, with pictures as tiles."""
+def stage_data(config: RunConfig, name: str, captioner: Captioner) -> tuple[Mix, Encoder, PixelInputs]:
+    """What a stage's samples are made from: the mix in its plain order, the text's encoder, the pictures'."""
     stage = config.stages[name]
     where = f"stages.{name}"
     context = SourceContext(config.seed, stage.data.max_image_pixels)
     # a sample is never split over rows, so a row bounds it too
     max_tokens = min(stage.data.max_tokens, stage.batch.row_tokens)
     tokenizer, token_spec = captioner.tokenizer, captioner.token_spec
+    mix = build_mix(stage.data, context, f"{where}.data")
+    encoder = build_encoder(stage.template, tokenizer, token_spec, max_tokens, f"{where}.template")
+    return mix, encoder, PixelInputs(replace(captioner.image_spec, geometry=stage.data.geometry))
+
+
+def stage_loader(config: RunConfig, name: str, captioner: Captioner, ranks: Ranks) -> StepLoader:
+    """The data of a stage for one rank, from its first step on, with pictures as tiles. Collective.
+
+    Raises DoctorError when the ranks do not have the same data.
+    """
+    stage = config.stages[name]
+    mix, encoder, images = stage_data(config, name, captioner)
+    # first: with other data, ranks would wait for each other in what follows
+    require_agreement(f"the data of stage {name}", lambda: data_hash(mix), ranks)
+    size = stage.batch.samples_per_step
+    num_positions = total_steps(stage.schedule, len(mix), size) * size
+    mix, lengths = lengths_for(mix, encoder, stage.batch, num_positions, stage.data.num_workers, ranks)
     return StepLoader(
-        mix=build_mix(stage.data, context, f"{where}.data"),
-        encoder=build_encoder(stage.template, tokenizer, token_spec, max_tokens, f"{where}.template"),
+        mix=mix,
+        encoder=encoder,
         batch=stage.batch,
-        images=PixelInputs(replace(captioner.image_spec, geometry=stage.data.geometry)),
+        images=images,
         rank=ranks.rank,
         world_size=ranks.world_size,
         num_workers=stage.data.num_workers,
+        lengths=lengths,
+        pin_memory=ranks.device.type == "cuda",
     )
 
 
@@ -159,6 +185,7 @@ class _StageRun:
     name: str
     folder: Path
     ranks: Ranks
+    stop: StopRequest = field(default_factory=StopRequest)
     num_samples: int = 0  # of the mix; these two are known once the data is open
     num_steps: int = 0
 
@@ -186,15 +213,22 @@ class _StageRun:
         apply_kernels(captioner, stage.kernels, ranks.device)
         engine = build_engine(self.config, self.name, captioner, steps, ranks)
         tally = RejectionTally(stage.data.max_rejected_share, steps * stage.batch.samples_per_step)
-        self._go_on(engine, tally)
+        budget = SkipBudget(stage.optimizer.max_skipped_steps, stage.optimizer.max_loss_ratio)
+        self._go_on(engine, tally, budget)
         rest = replace(loader, start_step=engine.step, num_steps=steps - engine.step)
 
         def save(step: int) -> None:
-            self._save(engine, tally, step, trainable)
+            self._save(engine, self._manifest(step, tally, budget), trainable)
 
         every = stage.checkpoint.every_steps
-        fit(self.name, engine, iter(rest), steps, tally, ranks, sinks, callbacks, save, every, meter)
-        self._save_final(engine, tally, trainable)
+        with self.stop.noting_signals():
+            fit(
+                *(self.name, engine, iter(rest), steps, tally, ranks, sinks, callbacks, save, every),
+                meter=meter,
+                budget=budget,
+                stop=self.stop,
+            )
+            self._save_final(engine, self._manifest(steps, tally, budget), trainable)
         engine.close()
         gc.collect()
         if ranks.device.type == "cuda":
@@ -208,7 +242,7 @@ class _StageRun:
         fill(captioner, mix, positions, spec, store, self.ranks, stage.precision, stage.data.num_workers)
         return FeatureInputs(store, spec)
 
-    def _go_on(self, engine: Engine, tally: RejectionTally) -> None:
+    def _go_on(self, engine: Engine, tally: RejectionTally, budget: SkipBudget) -> None:
         """Put engine, counts and random generators where the newest whole checkpoint has them."""
         found = self.ranks.on_first(lambda: checkpoints.newest(self.folder))
         if found is None:
@@ -224,7 +258,9 @@ class _StageRun:
         engine.load(folder)
         tally.num_seen = manifest.step * self.stage.batch.samples_per_step
         tally.by_reason.update(manifest.rejected)
-        checkpoints.load_random_state(folder, self.ranks.rank)
+        budget.num_skipped = manifest.num_skipped
+        budget.recent_losses.extend(manifest.recent_losses)
+        load_random_state(folder, self.ranks.rank)
         log.info("stage %s: goes on after step %d (%s)", self.name, engine.step, folder)
 
     def _check_data(self, folder: Path, manifest: Manifest) -> None:
@@ -237,7 +273,7 @@ class _StageRun:
                 "cannot go on where it was. Put the files back, or train anew under another name=…"
             )
 
-    def _manifest(self, tally: RejectionTally, step: int) -> Manifest:
+    def _manifest(self, step: int, tally: RejectionTally, budget: SkipBudget) -> Manifest:
         return Manifest(
             stage=self.name,
             step=step,
@@ -248,26 +284,28 @@ class _StageRun:
             stages=stages_up_to(self.name, self.config),
             num_samples=self.num_samples,
             total_steps=self.num_steps,
+            num_skipped=budget.num_skipped,
+            recent_losses=list(budget.recent_losses),
         )
 
-    def _save(self, engine: Engine, tally: RejectionTally, step: int, trainable: int) -> None:
+    def _save(self, engine: Engine, manifest: Manifest, trainable: int) -> None:
         def write(folder: Path) -> None:
             engine.save(folder)
-            checkpoints.save_random_state(folder, self.ranks.rank)
+            save_random_state(folder, self.ranks.rank)
 
         # a weight and Adam's two moments, four bytes each
-        self._put(checkpoints.step_name(step), self._manifest(tally, step), write, trainable * 12)
+        self._put(checkpoints.step_name(manifest.step), manifest, write, trainable * 12)
         keep = self.stage.checkpoint.keep
         self.ranks.on_first(lambda: checkpoints.prune(self.folder, keep))
 
-    def _save_final(self, engine: Engine, tally: RejectionTally, trainable: int) -> None:
+    def _save_final(self, engine: Engine, manifest: Manifest, trainable: int) -> None:
         weights = engine.gathered_state()
 
         def write(folder: Path) -> None:
             if self.ranks.is_first:
                 save_weights(folder / "weights.safetensors", weights)
 
-        self._put(FINAL, self._manifest(tally, engine.step), write, trainable * 4)
+        self._put(FINAL, manifest, write, trainable * 4)
 
     def _put(self, name: str, manifest: Manifest, write: Callable[[Path], Any], needed_bytes: int) -> None:
         checkpoints.save_checkpoint(self.folder, name, manifest, write, self.ranks, needed_bytes)

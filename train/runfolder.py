@@ -33,7 +33,13 @@ from prismcap.train.sinks.jsonl import NAME as LOG_NAME
 LOCK = ".lock"
 CONFIG = "config.yaml"
 # what may change between a run and its going on: it changes no weight
-IGNORED = ("data.num_workers", "data.max_rejected_share", "checkpoint.every_steps", "checkpoint.keep")
+IGNORED = (
+    "data.num_workers",
+    "data.max_rejected_share",
+    "optimizer.max_skipped_steps",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+)
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -143,11 +149,11 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`key: 1 then, 2 now` for each key that differs."""
+    """`key: 1 then, 2 now` for each key that differs; none and not there say the same."""
     return [
         f"{key}: {saved.get(key, 'not there')!r} then, {now.get(key, 'not there')!r} now"
         for key in sorted(saved.keys() | now.keys())
-        if saved.get(key, ...) != now.get(key, ...)
+        if saved.get(key) != now.get(key)
     ]
 
 

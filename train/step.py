@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from prismcap.data.pack import empty_batch
 from prismcap.data.schema import Batch
 from prismcap.train.distributed import Ranks
-from prismcap.train.engines._contract import NonFiniteError
+from prismcap.train.engines._contract import LossSpikeError, NonFiniteError, StepResult
 
 
 @dataclass(frozen=True)
@@ -42,21 +43,41 @@ def _idle_batch() -> Batch:
     return replace(batch, segment_ids=torch.ones_like(batch.segment_ids))
 
 
-def checked_loss(step: AgreedStep, loss_sums: Sequence[float], ranks: Ranks) -> float:
+def checked_loss(
+    step: AgreedStep, loss_sums: Sequence[Tensor], ranks: Ranks, max_loss: float = math.inf
+) -> float:
     """The loss of the whole step from this rank's sums. Collective.
 
-    Raises NonFiniteError, on every rank, naming the samples of the micro-batches at fault.
+    Raises NonFiniteError or LossSpikeError, on every rank, naming the samples of the micro-batches at fault.
     """
-    total = ranks.sum([math.fsum(loss_sums) if all(map(math.isfinite, loss_sums)) else math.nan])[0]
-    if math.isfinite(total):
-        return total / step.num_target_tokens
+    loss = mean_loss(step, loss_sums, ranks)
+    if loss <= max_loss and math.isfinite(loss):
+        return loss
+    finite = math.isfinite(loss)
     bad = [
         name
         for batch, loss_sum in zip(step.micro_batches, loss_sums, strict=True)
-        if not math.isfinite(loss_sum)
+        if not math.isfinite(loss_sum) or (finite and float(loss_sum) > max_loss * batch.num_target_tokens)
         for name in batch.sample_ids
     ]
-    raise NonFiniteError("the loss is not finite", [name for part in ranks.gather(bad) for name in part])
+    names = _everywhere(bad, ranks)
+    if finite:
+        raise LossSpikeError(f"the loss is {loss:.4g}, a spike (above {max_loss:.4g})", names)
+    raise NonFiniteError("the loss is not finite", names)
+
+
+def mean_loss(step: AgreedStep, loss_sums: Sequence[Tensor], ranks: Ranks) -> float:
+    """Over all supervised tokens of the step; nan where it is not finite on some rank. Collective."""
+    values = [float(value) for value in loss_sums]
+    own = math.fsum(values) if all(map(math.isfinite, values)) else math.nan
+    return ranks.sum([own])[0] / step.num_target_tokens
+
+
+def kept_or_nan(loss_sum: Tensor) -> Tensor:
+    """1, or nan for a loss that is not finite. As a factor of the loss it makes every gradient nan then, also
+    where the gradient alone would not show it, without asking the device."""
+    value = loss_sum.detach()
+    return 1 + (value - value)
 
 
 def accuracy(step: AgreedStep, num_correct: Sequence[int], ranks: Ranks) -> float:
@@ -68,5 +89,14 @@ def check_gradient(step: AgreedStep, grad_norm: float, ranks: Ranks) -> None:
     """Raise NonFiniteError, on every rank, when the norm is not finite. `grad_norm` is equal on all ranks."""
     if not math.isfinite(grad_norm):
         names = [name for batch in step.micro_batches for name in batch.sample_ids]
-        everywhere = [name for part in ranks.gather(names) for name in part]
-        raise NonFiniteError("the gradient is not finite", everywhere)
+        raise NonFiniteError("the gradient is not finite", _everywhere(names, ranks))
+
+
+def without_target() -> StepResult:
+    """The result of a step that has no supervised token on any rank."""
+    reason = "no supervised token in any of its samples"
+    return StepResult(0.0, 0.0, num_target_tokens=0, accuracy=0.0, skipped=True, reason=reason)
+
+
+def _everywhere(names: Sequence[str], ranks: Ranks) -> list[str]:
+    return [name for part in ranks.gather(list(names)) for name in part]

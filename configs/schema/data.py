@@ -31,10 +31,19 @@ class DataConfig(Section):
 class BatchConfig(Section):
     """One optimiser step takes `samples_per_step` samples over all ranks; they are packed into rows.
 
-    The same samples make the same step whatever the number of ranks, workers or micro-batches.
+    The same samples make the same step whatever the number of ranks, workers or micro-batches, packed or not.
     """
 
     samples_per_step: int = Field(default=32, ge=1)
-    row_tokens: int = Field(default=512, ge=8, description="length of a packed row")
+    row_tokens: int = Field(default=512, ge=8, description="most tokens of a packed row")
     rows_per_micro_batch: int = Field(default=4, ge=1)
     images_per_micro_batch: int = Field(default=64, ge=1)
+    packing: bool = Field(
+        default=True,
+        description="several samples in a row; false: one in each, padded to the longest of its batch",
+    )
+    grouping: Literal["none", "length", "modality_length"] = Field(
+        default="none",
+        description="which samples share a step. length: of similar length, as group_by_length of "
+        "transformers; modality_length: all with pictures or all without, as LLaVA-1.5. For packing: false",
+    )

@@ -47,6 +47,18 @@ class OptimizerConfig(Section):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     clip_norm: float = Field(default=1.0, gt=0, description="global gradient norm; inf turns clipping off")
+    max_skipped_steps: int = Field(
+        default=5,
+        ge=0,
+        description="steps of the stage that may be left out because their loss or gradient is not finite, "
+        "or their loss a spike; 0 stops the run at the first",
+    )
+    max_loss_ratio: float | None = Field(
+        default=None,
+        gt=1,
+        description="a loss of more than so many times the median of the last 32 steps is a spike, and its "
+        "step is left out; none: no loss is too high",
+    )
 
 
 class ScheduleConfig(Section):

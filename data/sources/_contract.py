@@ -7,7 +7,7 @@ A source is one file of this folder: `class Options(Section)` with its keys in t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from prismcap.data.schema import Sample
 
@@ -27,3 +27,11 @@ class Source(Protocol):
 
     def __getitem__(self, index: int, /) -> Sample:
         """The sample. Raises SampleRejected (counted, skipped) when this one cannot be used."""
+
+
+@runtime_checkable
+class FileSource(Source, Protocol):
+    """A source that reads its samples from files. What is measured of it once is kept for later runs."""
+
+    def fingerprint(self) -> str:
+        """Another text whenever the files, or what is taken from them, are other ones."""

@@ -54,9 +54,15 @@ class LlavaJson:
         self.max_image_pixels = max_image_pixels
         # int64 [rows, 2]: offset and length in bytes; 16 bytes a row, where parsed rows take kilobytes
         self._places = _index_rows(path, limit)
+        self._state = path.stat()
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def fingerprint(self) -> str:
+        """See FileSource.fingerprint. Path, size, time of change, and the rows that are taken."""
+        state, root = self._state, self.image_root.resolve()
+        return f"{self.path.resolve()} {state.st_size} {state.st_mtime_ns} {len(self)} {root}"
 
     def __getitem__(self, index: int) -> Sample:
         """Row `index`, counted from 0. Raises SampleRejected naming file, row and key."""

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from prismcap.configs.files import replace_text
@@ -19,15 +19,19 @@ from prismcap.evaluate.results import ABOUT
 from prismcap.evaluate.versions import versions
 
 
-def write_report(folder: Path, seed: int = 0) -> Path:
-    """Draw `folder`/report.html. Returns its path.
+def write_report(folder: Path, seed: int = 0, out: Path | None = None) -> Path:
+    """Draw `out`, or `folder`/report.html. Returns its path.
 
     Raises ReportError when the folder is no run or cannot be written, MissingExtraError without matplotlib.
     """
     run = read_run(folder)
-    path = folder / "report.html"
+    return write_page(out or folder / "report.html", render(run, seed))
+
+
+def write_page(path: Path, text: str) -> Path:
+    """Put a page in its place. Raises ReportError when it cannot be written."""
     try:
-        replace_text(path, render(run, seed))
+        replace_text(path, text)
     except OSError as error:
         raise ReportError(f"{path}: cannot be written: {error}") from error
     return path
@@ -35,6 +39,39 @@ def write_report(folder: Path, seed: int = 0) -> Path:
 
 def render(run: RunFiles, seed: int = 0) -> str:
     """The page as text. The same files and seed give the same page."""
+    metrics = run.metrics or {}
+    about = metrics.get(ABOUT, {})
+    rows = metric_rows(metrics)
+    groups = gallery(run.folder, run.captions, seed=seed) if run.captions else []
+    controls = _control_groups(run, seed)
+    stages = [stage_summary(run, stage) for stage in run.stages]
+    return template("report.html.j2").render(
+        name=run.config.get("name", run.folder.name),
+        about=about,
+        quick=bool(about.get("quick_in", about.get("quick", False))),
+        limited=about.get("limited_in", []),
+        min_items=MIN_ITEMS,
+        few=any(row["few"] for row in rows),
+        stages=stages,
+        mfu=any(stage["mfu"] is not None for stage in stages),
+        evaluated=run.metrics is not None,
+        tables=_by_split(rows),
+        rates_svg=markup(plots.rates_plot(rows)),
+        differences=difference_rows(metrics),
+        loss_svg=markup(plots.loss_plot(run)),
+        accuracy_svg=markup(plots.accuracy_plot(run)),
+        rate_svg=markup(plots.learning_rate_plot(run)),
+        throughput_svg=markup(plots.throughput_plot(run)),
+        gallery=groups,
+        controls=controls,
+        config_text=run.config_text,
+        versions=about.get("versions") or versions(),
+        versions_of="the evaluation" if about.get("versions") else "the drawing of this page",
+    )
+
+
+def template(name: str) -> Template:
+    """A template of this folder, with the filters that they use."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -43,32 +80,7 @@ def render(run: RunFiles, seed: int = 0) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, duration=duration, count=lambda value: f"{value:,}")
-    metrics = run.metrics or {}
-    about = metrics.get(ABOUT, {})
-    rows = metric_rows(metrics)
-    groups = gallery(run.folder, run.captions, seed=seed) if run.captions else []
-    controls = _control_groups(run, seed)
-    return environment.get_template("report.html.j2").render(
-        name=run.config.get("name", run.folder.name),
-        about=about,
-        quick=bool(about.get("quick", False)),
-        min_items=MIN_ITEMS,
-        few=any(row["few"] for row in rows),
-        stages=[stage_summary(run, stage) for stage in run.stages],
-        evaluated=run.metrics is not None,
-        tables=_by_split(rows),
-        rates_svg=_markup(plots.rates_plot(rows)),
-        differences=difference_rows(metrics),
-        loss_svg=_markup(plots.loss_plot(run)),
-        accuracy_svg=_markup(plots.accuracy_plot(run)),
-        rate_svg=_markup(plots.learning_rate_plot(run)),
-        throughput_svg=_markup(plots.throughput_plot(run)),
-        gallery=groups,
-        controls=controls,
-        config_text=run.config_text,
-        versions=about.get("versions") or versions(),
-        versions_of="the evaluation" if about.get("versions") else "the drawing of this page",
-    )
+    return environment.get_template(name)
 
 
 def metric_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
@@ -127,6 +139,7 @@ def stage_summary(run: RunFiles, stage: str) -> dict[str, Any]:
         "time_s": _stage_time(records),
         "samples_per_s": median("samples_per_s"),
         "supervised_tokens_per_s": median("supervised_tokens_per_s"),
+        "mfu": median("mfu"),
         "padding_share": median("padding_share"),
         "data_wait_share": median("data_wait_share"),
         "peak_memory_mb": max(peaks) if peaks else None,
@@ -159,7 +172,7 @@ def _by_split(rows: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]
     return [(split, [row for row in rows if row["split"] == split]) for split in splits]
 
 
-def _markup(svg: str | None) -> Markup | None:
+def markup(svg: str | None) -> Markup | None:
     """SVG of our own plots goes in as it is; matplotlib escapes the text in it."""
     return None if svg is None else Markup(svg)
 

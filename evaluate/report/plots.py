@@ -19,14 +19,15 @@ LINES = ("-", "--", "-.", ":")
 INK, GREY, PALE = "#24292f", "#6e7781", "#d8dee4"
 PANEL_WIDTH_IN, PANEL_HEIGHT_IN = 4.9, 2.9
 ACCURACY = "accuracy/token"  # in log.jsonl
+MFU_TITLE = "share of the device's matrix rate (MFU)"
 
 
 def loss_plot(run: RunFiles) -> str:
     """One panel per stage: every step thin, a running mean bold."""
-    figure, axes = _panels(len(run.stages))
+    figure, axes = panels(len(run.stages))
     for axis, stage in zip(axes, run.stages, strict=True):
         steps, losses = series(run.records(stage), "loss")
-        _dress(axis, f"{stage}: loss per supervised token")
+        dress(axis, f"{stage}: loss per supervised token")
         if not steps:
             _say(axis, "not trained yet")
             continue
@@ -36,7 +37,7 @@ def loss_plot(run: RunFiles) -> str:
         if positive and max(positive) > 30 * min(positive):
             axis.set_yscale("log")
         axis.legend(frameon=False, fontsize=9)
-    return _svg(figure, "loss")
+    return svg(figure, "loss")
 
 
 def accuracy_plot(run: RunFiles) -> str | None:
@@ -47,38 +48,39 @@ def accuracy_plot(run: RunFiles) -> str | None:
     stages = [stage for stage in run.stages if series(run.records(stage), ACCURACY)[0]]
     if not stages:
         return None
-    figure, axes = _panels(len(stages))
+    figure, axes = panels(len(stages))
     for axis, stage in zip(axes, stages, strict=True):
-        _dress(axis, f"{stage}: accuracy on supervised training tokens")
+        dress(axis, f"{stage}: accuracy on supervised training tokens")
         _curves(axis, run, stage, [ACCURACY])
         axis.set_ylim(0, 1)
-    return _svg(figure, "accuracy")
+    return svg(figure, "accuracy")
 
 
 def learning_rate_plot(run: RunFiles) -> str:
     """Learning rate of each parameter group, one panel per stage."""
     names = sorted({key for record in run.log for key in record if key.startswith("lr/")})
-    figure, axes = _panels(len(run.stages))
+    figure, axes = panels(len(run.stages))
     for axis, stage in zip(axes, run.stages, strict=True):
-        _dress(axis, f"{stage}: learning rate")
+        dress(axis, f"{stage}: learning rate")
         if not _curves(axis, run, stage, names):
             _say(axis, "not trained yet" if not run.records(stage) else "not logged")
         axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
-    return _svg(figure, "lr")
+    return svg(figure, "lr")
 
 
 def throughput_plot(run: RunFiles) -> str | None:
-    """Samples and supervised tokens per second, stages one after the other."""
-    panels = [
+    """Samples and supervised tokens per second, and MFU where it was logged; stages one after the other."""
+    curves = [
         ("samples_per_s", "samples per second"),
         ("supervised_tokens_per_s", "supervised tokens per second"),
+        ("mfu", MFU_TITLE),
     ]
-    panels = [panel for panel in panels if any(panel[0] in record for record in run.log)]
-    if not panels:
+    curves = [curve for curve in curves if series(list(run.log), curve[0])[0]]
+    if not curves:
         return None
-    figure, axes = _panels(len(panels))
-    for axis, (key, title) in zip(axes, panels, strict=True):
-        _dress(axis, title)
+    figure, axes = panels(len(curves))
+    for axis, (key, title) in zip(axes, curves, strict=True):
+        dress(axis, title)
         offset = 0
         for number, stage in enumerate(run.stages):
             steps, values = series(run.records(stage), key)
@@ -98,7 +100,7 @@ def throughput_plot(run: RunFiles) -> str | None:
             offset = shifted[-1]
         axis.set_ylim(bottom=0)
         axis.legend(frameon=False, fontsize=9)
-    return _svg(figure, "throughput")
+    return svg(figure, "throughput")
 
 
 def rates_plot(rows: Sequence[dict[str, Any]]) -> str | None:
@@ -109,8 +111,8 @@ def rates_plot(rows: Sequence[dict[str, Any]]) -> str | None:
     rows = [row for row in rows if row["value"] is not None and "rate" in row["value"]]
     if not rows:
         return None
-    figure, (axis,) = _panels(1, width_in=2 * PANEL_WIDTH_IN, height_in=0.7 + 0.33 * len(rows))
-    _dress(axis, "", xlabel="share right, with its 95% interval")
+    figure, (axis,) = panels(1, width_in=2 * PANEL_WIDTH_IN, height_in=0.7 + 0.33 * len(rows))
+    dress(axis, "", xlabel="share right, with its 95% interval")
     axis.grid(axis="y", visible=False)
     kinds = (("value", BLUE, "o", 0.0), ("shuffled", VERMILLION, "s", 0.24), ("blank", GREY, "D", -0.24))
     for key, colour, marker, lift in kinds:
@@ -137,7 +139,7 @@ def rates_plot(rows: Sequence[dict[str, Any]]) -> str | None:
     axis.set_xlim(-0.02, 1.02)
     axis.set_ylim(-0.6, len(rows) - 0.4)
     axis.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3)
-    return _svg(figure, "rates")
+    return svg(figure, "rates")
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
@@ -174,7 +176,7 @@ def _curves(axis: Any, run: RunFiles, stage: str, names: Sequence[str]) -> bool:
     return drawn
 
 
-def _panels(
+def panels(
     num: int, width_in: float = PANEL_WIDTH_IN, height_in: float = PANEL_HEIGHT_IN
 ) -> tuple[Any, list[Any]]:
     """A figure of `num` panels, two to a row. Plain Figure objects: pyplot keeps global state."""
@@ -191,7 +193,7 @@ def _panels(
     return figure, axes[:num]
 
 
-def _dress(axis: Any, title: str, xlabel: str = "step") -> None:
+def dress(axis: Any, title: str, xlabel: str = "step") -> None:
     axis.set_title(title, loc="left", fontsize=11, color=INK)
     axis.set_xlabel(xlabel, fontsize=9, color=GREY)
     axis.tick_params(labelsize=9, colors=INK, length=3)
@@ -208,7 +210,7 @@ def _say(axis: Any, text: str) -> None:
     axis.set_yticks([])
 
 
-def _svg(figure: Any, name: str) -> str:
+def svg(figure: Any, name: str) -> str:
     """The figure as an <svg> element whose ids are unique to `name` and which names no address."""
     import matplotlib
 
@@ -217,11 +219,13 @@ def _svg(figure: Any, name: str) -> str:
     options = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}
     with matplotlib.rc_context(options):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # HTML knows the namespaces
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
-    return re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg \1 class="plot" role="img">', svg, count=1)
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)  # HTML knows the namespaces
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'href="#', f'href="#{name}-', text)
+    text = re.sub(r"url\(#", f"url(#{name}-", text)
+    return re.sub(
+        r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg \1 class="plot" role="img">', text, count=1
+    )

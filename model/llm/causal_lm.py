@@ -13,6 +13,7 @@ from prismcap.configs.schema.base import Section
 from prismcap.model.attention import register_segments
 from prismcap.model.contracts import LanguageModel
 from prismcap.model.huggingface import load_pretrained, local_or_hub, unreachable
+from prismcap.model.shapes import is_shapes_only
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ def build(options: Options) -> LanguageModel:
     )
     try:
         tokenizer = AutoTokenizer.from_pretrained(local_or_hub(options.path), **shared)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        if is_shapes_only():
+            return LanguageModel(model=model.eval(), tokenizer=None)
         raise unreachable(options.path, error) from error
     return LanguageModel(model=model.eval(), tokenizer=tokenizer)

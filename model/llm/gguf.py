@@ -17,6 +17,7 @@ from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.base import Section
 from prismcap.model.contracts import LanguageModel
 from prismcap.model.llm import causal_lm
+from prismcap.model.shapes import is_shapes_only
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ def converted(path: Path, folder: Path | None = None) -> Path:
     folder = folder or cache_dir() / "models" / f"{path.stem.lower()}-{digest}"
     if folder.is_dir():
         return folder
+    if is_shapes_only():
+        raise ConfigError(f"{path}: its shapes are known once it is converted: run `prismcap doctor` first")
     folder.parent.mkdir(parents=True, exist_ok=True)
     logger.info("converting %s to safetensors in %s, once; this takes about a minute per GB", path, folder)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

@@ -20,6 +20,7 @@ from prismcap.configs.errors import ConfigError, nearest
 from prismcap.configs.schema.base import Section
 from prismcap.data.schema import ImageSpec
 from prismcap.model.contracts import VisionEncoder
+from prismcap.model.shapes import is_shapes_only
 from prismcap.model.weights import load_weights
 
 
@@ -109,7 +110,7 @@ def build(options: Options) -> TimmEncoder:
         keywords["img_size"] = size
     model = timm.create_model(options.model, pretrained=False, **keywords)
     _check_size(model, options.model, size)
-    if options.weights is not None:
+    if options.weights is not None and not is_shapes_only():
         _load(model, options.model, resolve_path(options.weights))
     image_spec = ImageSpec(
         size_px=size, mean=options.mean or model_config.mean, std=options.std or model_config.std

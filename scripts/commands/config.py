@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from prismcap.configs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prismcap.configs.schema.run import RunConfig
 
 
 @click.group()
@@ -15,11 +21,39 @@ def config() -> None:
 @config.command()
 @click.argument("config")
 @click.argument("overrides", nargs=-1)
-def show(config: str, overrides: tuple[str, ...]) -> None:
+@click.option("--deepspeed", is_flag=True, help="Print the JSON that DeepSpeed is handed instead, by stage.")
+def show(config: str, overrides: tuple[str, ...], deepspeed: bool) -> None:
     """Print CONFIG (a YAML file or a preset) as it is after base: and OVERRIDES (key.sub=value)."""
     from prismcap.configs.load import load_config, to_yaml
 
-    click.echo(to_yaml(load_config(config, overrides)), nl=False)
+    loaded = load_config(config, overrides)
+    if not deepspeed:
+        click.echo(to_yaml(loaded), nl=False)
+        return
+    generated, others = deepspeed_json(loaded)
+    if not generated:
+        raise ConfigError(
+            f"{config}: no stage trains with DeepSpeed ({', '.join(others)}), so there is no JSON to show. "
+            "Add the override 'stages.*.engine.name=deepspeed'."
+        )
+    for other in others:
+        click.echo(f"{other}: left out", err=True)
+    click.echo(json.dumps(generated, indent=2))
+
+
+def deepspeed_json(config: RunConfig) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """By stage, what its engine hands to DeepSpeed; and the stages of other engines, as `stage: engine`."""
+    from prismcap.configs.registry import component_options
+    from prismcap.train.engines.deepspeed import Options, deepspeed_config
+
+    generated, others = {}, []
+    for name, stage in config.stages.items():
+        _, options = component_options("engine", stage.engine, f"stages.{name}.engine")
+        if isinstance(options, Options):
+            generated[name] = deepspeed_config(options, stage)
+        else:
+            others.append(f"stages.{name}.engine.name: {stage.engine.name}")
+    return generated, others
 
 
 @config.command()

@@ -40,4 +40,8 @@ def evaluate(run: Path, splits: tuple[str, ...], limit: int | None, device: str 
     parts = ", ".join(f"{name} {seconds:.0f}" for name, seconds in about["parts_s"].items())
     click.echo(f"{about['total_s']:.0f} seconds in all ({parts}); written to {run / METRICS}")
     if about["quick"]:
-        click.echo("These figures are of a quick look: few scenes, few items.")
+        click.echo("These figures are of a quick run: trained on few scenes, measured on few items.")
+    if about["limited"]:
+        click.echo(
+            f"--limit cut short {', '.join(about['limited_in'])}: only a part of the items was measured."
+        )

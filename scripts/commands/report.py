@@ -1,4 +1,4 @@
-"""`prismcap report RUN…`: one self-contained HTML page per run folder."""
+"""`prismcap report RUN…`: one self-contained HTML page of a run, or of several side by side."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ import click
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-def report(runs: tuple[Path, ...]) -> None:
-    """Draw RUN/report.html for each run folder: curves, figures, a gallery, config and versions.
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="HTML file to write.  [default: RUN/report.html; of several runs, compare-….html beside the first]",
+)
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Draw a page of RUN: curves, figures, a gallery, config and versions.
 
-    It is drawn from the files of the folder alone; what is not there yet is said on the page.
+    With several RUNs, one page compares them: their curves overlaid, their figures side by side with
+    intervals, and the keys in which their configs differ. Pages are drawn from the files of the folders
+    alone; what is not there yet is said on the page.
     """
+    from prismcap.evaluate.report.compare import write_comparison
     from prismcap.evaluate.report.page import write_report
     from prismcap.evaluate.report.read import ReportError
 
-    failed = 0
-    for run in runs:
-        try:
-            click.echo(f"Report: {write_report(run)}")
-        except ReportError as error:
-            click.echo(f"Error: {error}", err=True)
-            failed += 1
-    if failed:
-        raise SystemExit(2)
+    try:
+        path = write_report(runs[0], out=out) if len(runs) == 1 else write_comparison(runs, out)
+    except ReportError as error:
+        click.echo(f"Error: {error}", err=True)
+        raise SystemExit(2) from error
+    click.echo(f"Report: {path}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,8 @@ from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.base import Component
 from prismcap.configs.schema.data import BatchConfig, DataConfig
 from prismcap.data.encode import build_encoder
+from prismcap.data.grouping import GroupedOrder
+from prismcap.data.lengths import LengthIndex, measure, read_index
 from prismcap.data.loader import RejectionTally, StepData, StepLoader
 from prismcap.data.mix import Mix, build_mix, permute
 from prismcap.data.pack import PixelInputs
@@ -49,10 +52,12 @@ class Grey:
 
 @dataclass(frozen=True)
 class Numbers:
-    """Sample i says i; every seventh row is rejected."""
+    """Sample i says i; every seventh row is rejected, and so is the row `gone`."""
 
     name: str
     size: int
+    gone: int = -1
+    num_images: int = 1
 
     def __len__(self) -> int:
         return self.size
@@ -60,11 +65,15 @@ class Numbers:
     def __getitem__(self, index: int) -> Sample:
         if index % 7 == 3:
             raise SampleRejected("row_malformed", f"row {index}")
+        if index == self.gone:
+            raise SampleRejected("row_gone", f"row {index}")
+        pictures = [ImagePart(i) for i in range(self.num_images)]
         messages = (
-            Message("user", (ImagePart(0), TextPart("q"))),
+            Message("user", (*pictures, TextPart("q"))),
             Message("assistant", (TextPart("w " * (index % 5 + 1)),), train=True),
         )
-        return Sample(f"{self.name}{index}", (Grey(index % 64),), messages, self.name)
+        images = tuple(Grey((index + i) % 64) for i in range(self.num_images))
+        return Sample(f"{self.name}{index}", images, messages, self.name)
 
 
 def words() -> PreTrainedTokenizerFast:
@@ -91,7 +100,7 @@ def content(data: StepData) -> Any:
     return replace(data, micro_batches=[]), tensors
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_steps_do_not_depend_on_workers_nor_on_where_the_run_began(
     loader: StepLoader, num_workers: int
 ) -> None:
@@ -120,15 +129,121 @@ def test_bfloat16_features_pass_through_workers(loader: StepLoader, num_workers:
         assert torch.equal(batch.features, same.features)  # type: ignore[arg-type]
 
 
-def test_ranks_share_out_the_same_samples(loader: StepLoader) -> None:
-    for step in range(8):
+def indexed(loader: StepLoader) -> StepLoader:
+    """The same, with lengths from an index."""
+    index = read_index(loader.mix, loader.encoder)
+    places = index.missing(loader.mix, len(loader.mix))
+    index.fill(places, measure(loader.mix, loader.encoder, places))
+    return replace(loader, lengths=index)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("world_size", [2, 5, 8, 64])
+def test_ranks_share_out_the_same_samples(loader: StepLoader, world_size: int, packing: bool) -> None:
+    loader = replace(loader, batch=loader.batch.model_copy(update={"packing": packing}))
+    with_index = indexed(loader)
+    for step in range(4):
         whole = loader.load(step)
-        parts = [replace(loader, rank=rank, world_size=5).load(step) for rank in range(5)]
+        parts = [
+            replace(with_index, rank=rank, world_size=world_size).load(step) for rank in range(world_size)
+        ]
         assert sorted(name for part in parts for name in part.sample_ids) == sorted(whole.sample_ids)
         assert sum((Counter(part.num_rejected) for part in parts), Counter()) == Counter(whole.num_rejected)
         assert sum(part.num_samples for part in parts) == whole.num_samples == 12
         packed = [name for batch in whole.micro_batches for name in batch.sample_ids]
         assert sorted(packed) == sorted(whole.sample_ids)
+        assert sum(batch.num_target_tokens for part in parts for batch in part.micro_batches) == sum(
+            batch.num_target_tokens for batch in whole.micro_batches
+        )
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_lengths_from_an_index_make_the_same_steps(loader: StepLoader, world_size: int) -> None:
+    for rank in range(world_size):
+        plain = replace(loader, rank=rank, world_size=world_size)
+        for step in range(4):
+            assert content(indexed(plain).load(step)) == content(plain.load(step))
+
+
+def test_packing_changes_rows_and_not_samples(loader: StepLoader) -> None:
+    alone = replace(loader, batch=loader.batch.model_copy(update={"packing": False}))
+    for step in range(4):
+        packed, single = loader.load(step), alone.load(step)
+        assert packed.sample_ids == single.sample_ids and packed.num_rejected == single.num_rejected
+        assert all(int(batch.segment_ids.max()) == 1 for batch in single.micro_batches)
+        assert max(int(batch.segment_ids.max()) for batch in packed.micro_batches) > 1
+        for count in ("num_target_tokens", "num_tokens"):
+            first, second = (
+                sum(getattr(batch, count) for batch in data.micro_batches) for data in (packed, single)
+            )
+            assert first == second
+
+
+def test_an_index_that_is_wrong_is_an_error(loader: StepLoader) -> None:
+    right = indexed(loader)
+    assert right.lengths is not None
+    names = set(right.load(0).sample_ids)
+    for change in ([1, 0], [0, 1]):
+        tables = tuple(table + np.where(table[:, :1] > 0, change, 0) for table in right.lengths.tables)
+        with pytest.raises(DataError, match="when lengths were measured"):
+            replace(right, lengths=LengthIndex(tables)).load(0)
+    # what is rejected only now leaves a gap, and is counted
+    readable = replace(right, mix=Mix(((Numbers("a", 40, gone=5), 1), (Numbers("b", 10), 3)), seed=3))
+    data = [readable.load(step) for step in range(8)]
+    assert any("row_gone" in found.num_rejected for found in data)
+    assert all(len(found.sample_ids) + sum(found.num_rejected.values()) == 12 for found in data)
+    assert set(data[0].sample_ids) <= names
+
+
+def test_a_sample_of_too_many_pictures_is_rejected_once(loader: StepLoader) -> None:
+    few = replace(loader, batch=loader.batch.model_copy(update={"images_per_micro_batch": 1}))
+    pairs = replace(few, mix=Mix(((Numbers("a", 40, num_images=2), 1),), seed=3))
+    for found in (pairs, indexed(pairs)):
+        parts = [replace(found, rank=rank, world_size=3).load(0) for rank in range(3)]
+        rejected = sum((Counter(part.num_rejected) for part in parts), Counter())
+        assert rejected["too_many_images"] > 6 and sum(rejected.values()) == 12
+        assert "images_per_micro_batch is 1" in " ".join(text for part in parts for text in part.messages)
+        assert all(part.micro_batches == [] for part in parts)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_grouped_steps_resume_anywhere(loader: StepLoader, num_workers: int) -> None:
+    index = indexed(loader).lengths
+    assert index is not None
+    tokens, num_images = index.of_epoch(loader.mix)
+    order = GroupedOrder(tokens, num_images > 0, 12, seed=3, by_modality=True)
+    grouped = replace(loader, mix=replace(loader.mix, order=order), lengths=index)
+    reference = [content(grouped.load(step)) for step in range(8)]
+    assert [content(step) for step in replace(grouped, start_step=5, num_steps=3)] == reference[5:]
+    resumed = replace(grouped, num_workers=num_workers, start_step=2, num_steps=6)
+    assert [content(step) for step in resumed] == reference[2:]
+    epoch = [grouped.mix.locate(position) for position in range(70)]
+    assert sorted(epoch) == sorted(loader.mix.locate(position) for position in range(70))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_are_pinned_for_a_gpu(loader: StepLoader, num_workers: int) -> None:
+    pinned = replace(loader, pin_memory=True, num_workers=num_workers, num_steps=2)
+    for data, plain in zip(pinned, loader, strict=False):
+        tensors = [value for batch in data.micro_batches for value in vars(batch).values()]
+        assert all(value.is_pinned() for value in tensors if isinstance(value, torch.Tensor))
+        assert content(data) == content(plain)
+
+
+def test_pinning_goes_over_every_tensor(loader: StepLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on a GPU, without one: each tensor is asked once, and the rest is as it was."""
+    asked: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        asked.append(tensor)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    (batch, *_) = loader.load(0).micro_batches
+    pinned = batch.pin_memory()
+    assert len(asked) == sum(isinstance(value, torch.Tensor) for value in vars(batch).values())
+    assert str(vars(pinned)) == str(vars(batch))
 
 
 def test_rejected_samples_are_counted_by_reason_and_the_others_stay(loader: StepLoader) -> None:

@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
 from prismcap.configs.schema.data import BatchConfig
-from prismcap.data.pack import PixelInputs, empty_batch, make_batches, pack_rows
-from prismcap.data.schema import IGNORE_INDEX, Batch, DataError, Encoded, ImageRef, ImageSpec, SampleRejected
+from prismcap.data.pack import ImageInputs, PixelInputs, Rejected, empty_batch, make_batches
+from prismcap.data.plan import plan_step
+from prismcap.data.schema import IGNORE_INDEX, Batch, Encoded, ImageRef, ImageSpec, SampleRejected
 
 PAD = 7
 SPEC = ImageSpec(8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -90,8 +89,18 @@ SAMPLES = [
 ]
 
 
+def batches_of(
+    samples: list[Encoded], images: ImageInputs | None = None, on_reject: Rejected | None = None
+) -> list[Batch]:
+    """As one rank plans them."""
+    num_images = [len(set(sample.images)) for sample in samples]
+    (plan,) = plan_step([len(sample) for sample in samples], num_images, CONFIG).ranks
+    rows = [[[samples[i] for i in row] for row in batch] for batch in plan]
+    return make_batches(rows, PAD, images or PixelInputs(SPEC), on_reject)
+
+
 def test_batches_hold_every_sample_and_its_pictures() -> None:
-    batches = make_batches(SAMPLES, CONFIG, PAD, PixelInputs(SPEC))
+    batches = batches_of(SAMPLES)
     check_batches(batches, SAMPLES)
     assert len(batches) > 1
     for batch in batches:
@@ -103,7 +112,7 @@ def test_batches_hold_every_sample_and_its_pictures() -> None:
 
 
 def test_planted_faults_are_caught() -> None:
-    batches = make_batches(SAMPLES, CONFIG, PAD, PixelInputs(SPEC))
+    batches = batches_of(SAMPLES)
     batch = next(item for item in batches if len(item.spans) > 1 and int(item.segment_ids.max()) > 1)
     others = [item for item in batches if item is not batch]
     running = torch.arange(batch.input_ids.shape[1]).expand_as(batch.position_ids)
@@ -129,27 +138,23 @@ def test_a_shared_picture_is_read_and_encoded_once() -> None:
             reads.append(image)
             return super().read(image)
 
-    shared = [encoded(str(i), 4, Plain(3)) for i in range(4)]
-    (batch,) = make_batches(shared, CONFIG, PAD, Counting(SPEC))
+    shared = [encoded(str(i), 4, Plain(3)) for i in range(3)]
+    (batch,) = batches_of(shared, Counting(SPEC))
     assert len(reads) == 1 and batch.tiles is not None and len(batch.tiles) == 1
-    assert batch.spans[:, 0].tolist() == [0, 0, 0, 0]
+    assert batch.spans[:, 0].tolist() == [0, 0, 0]
     check_batches([batch], shared)
 
 
 def test_a_sample_whose_picture_fails_is_left_out_alone() -> None:
-    bad = [encoded("8", 6, IMAGES[0], Plain(1, broken=True)), encoded("9", 12, *IMAGES[:4])]
+    bad = [encoded("8", 6, IMAGES[0], Plain(1, broken=True)), encoded("9", 20, Plain(2, broken=True))]
     rejected: list[tuple[str, str]] = []
-    batches = make_batches(
-        [*SAMPLES[:4], *bad, *SAMPLES[4:]],
-        CONFIG,
-        PAD,
-        PixelInputs(SPEC),
-        lambda item, error: rejected.append((item.id, error.reason)),
-    )
-    assert rejected == [("8", "image_corrupt"), ("9", "too_many_images")]
+    samples = [*SAMPLES[:4], *bad, *SAMPLES[4:]]
+    batches = batches_of(samples, on_reject=lambda item, error: rejected.append((item.id, error.reason)))
+    assert sorted(rejected) == [("8", "image_corrupt"), ("9", "image_corrupt")]
     check_batches(batches, SAMPLES)
-    with pytest.raises(SampleRejected):
-        make_batches(bad, CONFIG, PAD, PixelInputs(SPEC))
+    assert all((batch.segment_ids[:, 0] == 1).all() for batch in batches), "no row is left without a sample"
+    with pytest.raises(SampleRejected, match="sample '8'"):
+        batches_of(bad[:1])
 
 
 def test_features_take_the_place_of_tiles() -> None:
@@ -159,35 +164,13 @@ def test_features_take_the_place_of_tiles() -> None:
         def read(self, image: ImageRef) -> tuple[Tensor, tuple[int, int]]:  # noqa: ARG002
             return torch.ones(1, 4, 2), (5, 10)
 
-    (batch,) = make_batches(SAMPLES[:1], CONFIG, PAD, Features())  # type: ignore[arg-type]
+    (batch,) = batches_of(SAMPLES[:1], Features())  # type: ignore[arg-type]
     assert batch.tiles is None and batch.features is not None and batch.features.shape == (1, 4, 2)
-    (text_only,) = make_batches(SAMPLES[2:3], CONFIG, PAD, PixelInputs(SPEC))
+    (text_only,) = batches_of(SAMPLES[2:3])
     assert text_only.tiles is None and text_only.features is None and text_only.spans.shape == (0, 4)
 
 
 def test_nothing_and_the_empty_batch() -> None:
-    assert make_batches([], CONFIG, PAD, PixelInputs(SPEC)) == []
+    assert batches_of([]) == []
     batch = empty_batch(PAD)
     assert batch.num_tokens == 0 and batch.num_target_tokens == 0 and batch.input_ids.tolist() == [[PAD]]
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 3)), max_size=40))
-def test_rows_hold_everything_once_within_limits(items: list[tuple[int, int]]) -> None:
-    lengths = [length for length, _ in items]
-    images = [number for _, number in items]
-    rows = pack_rows(lengths, 50, images, 4)
-    assert sorted(i for row in rows for i in row) == list(range(len(items)))
-    assert all(sum(lengths[i] for i in row) <= 50 and sum(images[i] for i in row) <= 4 for row in rows)
-    assert rows == pack_rows(lengths, 50, images, 4)
-    free = pack_rows(lengths, 50)
-    # any two rows that would fit together show that a sample was not put where it fits
-    loads = sorted(sum(lengths[i] for i in row) for row in free)
-    assert len(loads) < 2 or loads[0] + loads[1] > 50
-
-
-def test_best_fit_and_stable() -> None:
-    assert pack_rows([5, 6, 4, 5], 10) == [[1, 2], [0, 3]]
-    assert pack_rows([3, 3, 3], 3) == [[0], [1], [2]]
-    with pytest.raises(DataError, match="max_tokens"):
-        pack_rows([11], 10)

@@ -202,7 +202,8 @@ def test_one_split_again_keeps_the_others_of_the_same_weights(copy_run: Callable
     full, captions = read(run)
     again = evaluate_run(run, splits=["unseen_stamps"], limit=4)
     assert again["unseen_pairs"] == full["unseen_pairs"] and again["align"] == full["align"]
-    assert again["unseen_stamps"]["all_right"]["n"] == 4 and again["about"]["quick"] is True
+    assert again["unseen_stamps"]["all_right"]["n"] == 4
+    assert (again["about"]["quick"], again["about"]["limited"]) == (False, True)
     assert full["about"]["complete"] is True and again["about"]["complete"] is False
     assert again["about"]["notes"] == full["about"]["notes"]
     kept = read(run)[1]
@@ -218,10 +219,10 @@ def test_one_split_again_keeps_the_others_of_the_same_weights(copy_run: Callable
     assert list((run / "pictures").iterdir()) == []
 
 
-def test_quick_and_complete_speak_of_every_figure_in_the_file(tmp_path: Path) -> None:
+def test_quick_limited_and_complete_speak_of_every_figure_in_the_file(tmp_path: Path) -> None:
     def marks(
         split: str, expected: Sequence[str] = ("a", "b"), quick: bool = False, limited: bool = False
-    ) -> tuple[bool, bool]:
+    ) -> tuple[bool, bool, bool]:
         about = {"weights": "w", "notes": {}}
         figures = {split: {"all_right": {}}}
         options: dict[str, Any] = {"expected": expected, "quick": quick, "limited": limited}
@@ -230,15 +231,15 @@ def test_quick_and_complete_speak_of_every_figure_in_the_file(tmp_path: Path) ->
         assert json.loads(text) == written
         # scripts/demo.sh looks for exactly this
         assert ('"complete": true' in text) is written["about"]["complete"]
-        return written["about"]["quick"], written["about"]["complete"]
+        return written["about"]["quick"], written["about"]["limited"], written["about"]["complete"]
 
-    assert marks("a") == (False, False), "b is not there"
-    assert marks("b", limited=True) == (True, False)
-    assert marks("a") == (True, False), "b, which is kept, was limited"
-    assert marks("b") == (False, True)
-    assert marks("b", quick=True) == (True, True), "all that a quick config asks for"
-    assert marks("a") == (True, True), "b, which is kept, is of a quick config"
-    assert marks("a", expected=("a",)) == (False, True), "the config has no b any more"
+    assert marks("a") == (False, False, False), "b is not there"
+    assert marks("b", limited=True) == (False, True, False)
+    assert marks("a") == (False, True, False), "b, which is kept, was limited"
+    assert marks("b") == (False, False, True)
+    assert marks("b", quick=True) == (True, False, True), "all that a quick config asks for"
+    assert marks("a") == (True, False, True), "b, which is kept, is of a quick config"
+    assert marks("a", expected=("a",)) == (False, False, True), "the config has no b any more"
     assert list(json.loads((tmp_path / "metrics.json").read_text())) == ["about", "a"]
 
 
@@ -293,7 +294,7 @@ def write_report_needs_log(run: Path) -> None:
     records = [{"stage": name, "step": 1, "loss": 1.0, "time_s": 1.0} for name in ("align", "instruct")]
     (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     text = write_report(run).read_text(encoding="utf-8")
-    assert "quick run" in text and "unseen_stamps.object_right" in text
+    assert "--limit" in text and "quick run" not in text and "unseen_stamps.object_right" in text
 
 
 @pytest.mark.parametrize(

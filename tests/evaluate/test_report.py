@@ -218,12 +218,29 @@ def test_same_files_give_the_same_page(run: Path, text: str) -> None:
     assert write_report(run).read_text(encoding="utf-8") == text
 
 
-def test_quick_run_is_labelled(run: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(run, tmp_path / "quick"))
+@pytest.mark.parametrize(
+    ("about", "words", "absent"),
+    [
+        ({"quick": True}, ["quick run", "few scenes"], "limited"),
+        ({"quick": True, "quick_in": ["a"], "limited_in": []}, ["quick run", "few scenes"], "limited"),
+        (
+            {"limited_in": ["unseen_pairs"], "quick_in": []},
+            ["limited", "--limit", "unseen_pairs:"],
+            "few scenes",
+        ),
+        # as it was written before the two were told apart
+        ({"quick": True, "limited_in": ["x"], "quick_in": []}, ["--limit"], "quick run"),
+    ],
+)
+def test_quick_and_limited_are_told_apart(
+    run: Path, tmp_path: Path, about: dict[str, Any], words: list[str], absent: str
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
     metrics = json.loads((copy / "metrics.json").read_text())
-    metrics["about"]["quick"] = True
+    metrics["about"] |= about
     (copy / "metrics.json").write_text(json.dumps(metrics))
-    assert "quick run" in Page(write_report(copy).read_text(encoding="utf-8")).text
+    shown = Page(write_report(copy).read_text(encoding="utf-8")).text
+    assert all(word in shown for word in words) and absent not in shown
 
 
 def test_half_finished_run_still_gives_a_report(tmp_path: Path) -> None:
@@ -329,10 +346,28 @@ def test_gallery_is_a_fixed_draw_that_other_groups_do_not_change(run: Path) -> N
     assert short.num_right + short.num_wrong == 30 and all(card.prompt is None for card in short.right)
 
 
-def test_command_reports_each_run_and_fails_at_the_end(run: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(report, [str(tmp_path / "none"), str(run)])
-    assert result.exit_code == 2
-    assert "no such run folder" in result.output and "report.html" in result.output
+def test_mfu_is_shown_where_it_was_logged(text: str, tmp_path: Path) -> None:
+    assert "MFU" not in text
+    folder = fake_run(tmp_path / "mfu", evaluated=False)
+    with (folder / "log.jsonl").open("a") as log:
+        for step, mfu in ((91, 0.25), (92, None)):
+            log.write(json.dumps({"stage": "instruct", "step": step, "loss": 0.1, "mfu": mfu}) + "\n")
+    shown = Page(write_report(folder).read_text(encoding="utf-8")).text
+    assert "matrix rate (MFU)" in shown and "25.0 %" in shown
+
+
+def test_command_writes_where_it_is_told_and_names_what_is_wrong(run: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(report, [str(run), "--out", str(tmp_path / "page.html")])
+    assert result.exit_code == 0 and str(tmp_path / "page.html") in result.output
+    assert Page((tmp_path / "page.html").read_text(encoding="utf-8")).outside() == []
+    for arguments, words in (
+        ([str(tmp_path / "none")], "no such run folder"),
+        ([str(run), str(tmp_path / "none")], "no such run folder"),
+        ([str(run), "--out", str(tmp_path / "no" / "page.html")], "cannot be written"),
+    ):
+        result = CliRunner().invoke(report, arguments)
+        assert result.exit_code == 2 and words in result.stderr
+    assert not list(run.parent.glob("compare-*"))
 
 
 def test_small_parts() -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from prismcap.model.weights import save_weights
 from prismcap.train import checkpoint as checkpoints
 from prismcap.train.checkpoint import DamagedError, Manifest, SaveError, newest, save_checkpoint, verify
 from prismcap.train.distributed import Ranks
+from prismcap.train.random_state import load_random_state, save_random_state
 
 
 def manifest(step: int) -> Manifest:
@@ -140,8 +142,14 @@ def test_torchs_zip_writer_failing_is_a_failed_checkpoint(
     def full_disk(*_: object, **__: object) -> None:
         torch.save({"a": torch.zeros(100_000)}, "/dev/full")
 
+    class Writer:
+        save = full_disk
+
     engine = object.__new__(DeepSpeedEngine)
-    engine.engine = SimpleNamespace(save_checkpoint=full_disk)
+    writer: Any = Writer()
+    engine.engine = SimpleNamespace(
+        checkpoint_engine=writer, save_checkpoint=lambda *_, **__: writer.save({}, "unused")
+    )
     engine.ranks = Ranks()
     free_space(monkeypatch, free)
     with pytest.raises(SaveError, match=words):
@@ -210,7 +218,7 @@ def test_random_states_go_on_where_they_were(tmp_path: Path) -> None:
         return [random.random(), random.gauss(), float(np.random.rand()), float(torch.rand(1))]
 
     draw()
-    checkpoints.save_random_state(tmp_path, rank=0)
+    save_random_state(tmp_path, rank=0)
     expected = [draw(), draw()]
-    checkpoints.load_random_state(tmp_path, rank=0)
+    load_random_state(tmp_path, rank=0)
     assert [draw(), draw()] == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from prismcap.train.engines._contract import NonFiniteError
 from prismcap.train.fit import StepEvent
 from prismcap.train.run import _StageRun, run_training
 from prismcap.train.runfolder import open_run
+from prismcap.train.skipping import SkipBudget
 
 Make = Callable[..., RunConfig]
 
@@ -336,8 +338,40 @@ def test_a_loss_that_is_not_finite_names_stage_step_and_samples(
 
     monkeypatch.setattr(Captioner, "forward", broken)
     with pytest.raises(NonFiniteError, match=r"stage align, step \d: the loss is not finite.*row7") as caught:
-        run_training(make_config())
+        run_training(make_config("stages.align.optimizer.max_skipped_steps=0"))
     assert "row7" in caught.value.sample_ids
+
+
+def test_a_data_worker_that_dies_ends_the_run_and_costs_only_the_steps_since_the_checkpoint(
+    finished: Path, make_config: Make
+) -> None:
+    def kill_worker(event: StepEvent) -> None:
+        if (event.stage, event.step) == ("instruct", 3):
+            (worker,) = multiprocessing.active_children()
+            worker.kill()
+            worker.join()
+
+    config = make_config("stages.instruct.data.num_workers=1")
+    with pytest.raises((DataError, RuntimeError), match="worker"):
+        run_training(config, callbacks=[kill_worker])
+    steps: list[int] = []
+    run_dir = run_training(config, resume="auto", callbacks=[lambda event: steps.append(event.step)])
+    # what the worker had read ahead was still made; checkpoints are of every second step
+    assert steps in ([3, 4, 5, 6, 7], [5, 6, 7])
+    name = "instruct/final/weights.safetensors"
+    assert file_hash(run_dir / name) == file_hash(finished / name)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_the_number_of_data_workers_changes_not_one_bit(
+    finished: Path, make_config: Make, num_workers: int
+) -> None:
+    stages = ("align", "instruct")
+    run_dir = run_training(make_config(*(f"stages.{one}.data.num_workers={num_workers}" for one in stages)))
+    for folder in ("align/final", "instruct/step-000006", "instruct/final"):
+        for path in (finished / folder).iterdir():
+            if path.name != "manifest.json":
+                assert file_hash(run_dir / folder / path.name) == file_hash(path), (folder, path.name)
 
 
 def test_too_many_rejected_samples_end_the_run(make_config: Make) -> None:
@@ -361,7 +395,7 @@ def test_an_engine_of_shards_refuses_another_number_of_ranks(make_config: Make, 
     run = _StageRun(config, "instruct", tmp_path, Ranks())
     tally: Any = None
     with pytest.raises(ConfigError, match=r"written by 2 processes, this run has 1.*Start 2 processes"):
-        run._go_on(Shards(), tally)  # type: ignore[arg-type]
+        run._go_on(Shards(), tally, SkipBudget(0))  # type: ignore[arg-type]
 
 
 def test_the_command_trains_on_two_ranks_what_one_trains(world: Path, tmp_path: Path, torchrun: Any) -> None:

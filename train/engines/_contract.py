@@ -6,6 +6,7 @@ An engine module has `Options` and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from torch import Tensor
 from prismcap.data.schema import Batch
 
 
-class NonFiniteError(RuntimeError):
-    """The loss or the gradient is not finite. Raised before the optimiser step; weights are as before.
+class BadStepError(RuntimeError):
+    """A step that must not reach the weights. Weights, optimiser and step number are as before it.
 
     `sample_ids` are the samples of the micro-batches it came from, as far as that is known.
     """
@@ -29,12 +30,21 @@ class NonFiniteError(RuntimeError):
         self.sample_ids = tuple(sample_ids)
 
 
+class NonFiniteError(BadStepError):
+    """The loss or the gradient is not finite."""
+
+
+class LossSpikeError(BadStepError):
+    """The loss is above what the step was allowed."""
+
+
 @dataclass(frozen=True)
 class StepResult:
     """loss: mean over all supervised tokens of all ranks and micro-batches. accuracy: the share of them that
     is the likeliest token at its place. grad_norm: before clipping.
 
-    skipped: no optimiser step was made, since the step had no supervised token on any rank.
+    skipped: no optimiser step was made, for `reason`; `sample_ids` are those at fault, of all ranks, where
+    they are known.
     """
 
     loss: float
@@ -42,6 +52,8 @@ class StepResult:
     num_target_tokens: int
     accuracy: float
     skipped: bool = False
+    reason: str = ""
+    sample_ids: tuple[str, ...] = ()
 
 
 class Engine(Protocol):
@@ -50,8 +62,14 @@ class Engine(Protocol):
     step: int  # steps made so far, skipped ones included; the schedule follows it
     fixed_world_size: bool  # a saved state can only be loaded by as many ranks as wrote it
 
-    def train_step(self, micro_batches: Sequence[Batch]) -> StepResult:
-        """One optimiser step over this rank's micro-batches (none is allowed). Collective."""
+    def train_step(self, micro_batches: Sequence[Batch], max_loss: float = math.inf) -> StepResult:
+        """One optimiser step over this rank's micro-batches (none is allowed). Collective.
+
+        Raises BadStepError, on every rank: NonFiniteError, or LossSpikeError for a loss above `max_loss`.
+        """
+
+    def advance(self) -> None:
+        """Count a step, and let the schedule follow. train_step does it; where it raised, who skips does."""
 
     def learning_rates(self) -> dict[str, float]:
         """The next step's lr by parameter group."""

@@ -2,7 +2,9 @@
 
 - It divides by its accumulation steps (`scale_wrt_gas=False` stops that) and by the number of ranks
   (undone in `undo_averaging`); it decides by a counter when a step is complete (overridden).
-- It clips, and finds gradients that are not finite, inside `step()`; weights then stay as they were.
+- It clips, and finds gradients that are not finite, inside `step()`; weights and moments then stay as they
+  were, and what it had accumulated is dropped. To drop a step for another reason we make its gradient nan.
+- A rank that raises within its save leaves the others waiting in its barriers: errors are kept until after.
 - With `precision: bf16` it turns the weights themselves to bf16 and keeps fp32 masters of what
   trains in its shards; what is saved as weights are the masters.
 - Its checkpoints are pickles. They are loaded only from a run's own folder after every file matched
@@ -20,6 +22,7 @@ import math
 import os
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +49,15 @@ from prismcap.train.optim import (
     parameter_groups,
     set_learning_rates,
 )
-from prismcap.train.step import accuracy, agree, check_gradient, checked_loss
+from prismcap.train.step import (
+    accuracy,
+    agree,
+    check_gradient,
+    checked_loss,
+    kept_or_nan,
+    mean_loss,
+    without_target,
+)
 
 SHARDS = "zero"
 STEP = "engine.json"
@@ -60,11 +71,16 @@ class Options(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload_optimizer: bool = Field(default=False, description="optimiser state and step in CPU memory")
     bucket_size: int = Field(default=200_000_000, ge=1, description="elements reduced at once")
+    hpz_partition_size: int = Field(
+        default=1, ge=1, description="ZeRO++ hpZ: ranks of a node, to shard a second copy of the weights over"
+    )
 
     @model_validator(mode="after")
     def _offload_needs_shards(self) -> Options:
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1 or more")
+        if self.hpz_partition_size > 1 and self.zero_stage != 3:
+            raise ValueError("hpz_partition_size needs zero_stage 3: below it every rank has all weights")
         return self
 
 
@@ -89,6 +105,8 @@ def deepspeed_config(options: Options, stage: StageConfig) -> dict[str, Any]:
     }
     if options.zero_stage == 3:
         zero |= {"stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": False}
+    if options.hpz_partition_size > 1:
+        zero["zero_hpz_partition_size"] = options.hpz_partition_size
     if options.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     clip = stage.optimizer.clip_norm
@@ -137,6 +155,7 @@ class DeepSpeedEngine:
         deepspeed = _import_deepspeed()
         self.step = 0
         self.captioner = captioner
+        captioner.always_encodes = options.zero_stage == 3 and not stage.feature_cache
         self.stage = stage
         self.options = options
         self.total_steps = total_steps
@@ -146,7 +165,7 @@ class DeepSpeedEngine:
         self.optimizer = build_optimizer(groups, stage.optimizer)
         _ensure_process_group(ranks)
         if options.zero_stage == 3:
-            # gathered at its own call, adapters too: inside it the loss runs chunks, as many as its rank has
+            # gathered at its call, adapters too: in it the loss runs chunks, not equally many on each rank
             deepspeed.utils.set_z3_leaf_module(captioner.llm.get_output_embeddings(), True)
         wrapped = _Autocast(captioner, ranks.device, stage.precision == "bf16")
         self.engine, *_ = deepspeed.initialize(
@@ -160,38 +179,47 @@ class DeepSpeedEngine:
     def _set_lr(self) -> None:
         set_learning_rates(self.optimizer, lr_factor(self.stage.schedule, self.step, self.total_steps))
 
-    def train_step(self, micro_batches: Sequence[Batch]) -> StepResult:
+    def train_step(self, micro_batches: Sequence[Batch], max_loss: float = math.inf) -> StepResult:
         step = agree(micro_batches, self.ranks)
         if step.num_target_tokens == 0:
-            self._advance()
-            return StepResult(loss=0.0, grad_norm=0.0, num_target_tokens=0, accuracy=0.0, skipped=True)
+            self.advance()
+            return without_target()
         self.engine.train()
         scale = undo_averaging(self.ranks) / step.num_target_tokens
         loss_sums, correct = [], []
         for i, batch in enumerate(step.micro_batches):
-            self.engine.set_gradient_accumulation_boundary(i == len(step.micro_batches) - 1)
+            last = i == len(step.micro_batches) - 1
+            self.engine.set_gradient_accumulation_boundary(last)
             output = self.engine(batch.to(self.ranks.device, non_blocking=True))
-            self.engine.backward(output.loss_sum * scale, scale_wrt_gas=False)
             loss_sums.append(output.loss_sum.detach())
             correct.append(output.num_correct)
-        loss = checked_loss(step, [float(value) for value in loss_sums], self.ranks)
+            keep = kept_or_nan(output.loss_sum)
+            if last and max_loss < math.inf and mean_loss(step, loss_sums, self.ranks) > max_loss:
+                keep = keep * math.nan
+            self.engine.backward(output.loss_sum * (scale * keep), scale_wrt_gas=False)
+        grad_norm = self._optimizer_step()
+        loss = checked_loss(step, loss_sums, self.ranks, max_loss)
         share = accuracy(step, [int(value) for value in correct], self.ranks)
-        if self.options.zero_stage == 0:
-            # here the gradients are whole in every rank, and DeepSpeed neither reports nor checks them
-            grad_norm = float(
-                torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-            )
-            check_gradient(step, grad_norm, self.ranks)
-            self.engine.step()
-        else:
-            self.engine.step()
-            grad_norm = float(self.engine.get_global_grad_norm())
-            # without loss scaling, a step that DeepSpeed leaves out as an overflow is a broken gradient
-            check_gradient(step, grad_norm if self.engine.was_step_applied() else math.inf, self.ranks)
-        self._advance()
+        check_gradient(step, grad_norm, self.ranks)
+        self.advance()
         return StepResult(loss, grad_norm, step.num_target_tokens, share)
 
-    def _advance(self) -> None:
+    def _optimizer_step(self) -> float:
+        """The norm of the gradient before clipping. Not finite: no step was made, the gradient is dropped."""
+        if self.options.zero_stage > 0:
+            self.engine.step()
+            # without loss scaling, a step that DeepSpeed leaves out as an overflow is a broken gradient
+            return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else math.inf
+        # here the gradients are whole in every rank, and DeepSpeed neither reports nor checks them
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+        if math.isfinite(grad_norm):
+            self.engine.step()
+        else:
+            self.engine.zero_grad()
+        return grad_norm
+
+    def advance(self) -> None:
         self.step += 1
         self._set_lr()
 
@@ -230,14 +258,11 @@ class DeepSpeedEngine:
             self.captioner.train()
 
     def save(self, folder: Path) -> None:
-        try:
+        self.ranks.on_first(lambda: (folder / SHARDS).mkdir(exist_ok=True))
+        with _errors_after(self.engine, folder):
             self.engine.save_checkpoint(
                 str(folder), tag=SHARDS, save_latest=False, exclude_frozen_parameters=True
             )
-        except RuntimeError as error:
-            if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
-                raise
-            raise _write_error(error, folder) from error
         if self.ranks.is_first:
             write_json(folder / STEP, {"step": self.step, "zero_stage": self.options.zero_stage})
 
@@ -253,19 +278,51 @@ class DeepSpeedEngine:
     def _load_module(self, src: Mapping[str, Tensor], dst: nn.Module) -> None:
         """Only what trains was saved; DeepSpeed's own way would want every weight, or check none."""
         # tied weights stand under each of their names here
-        weights = dst.state_dict(keep_vars=True).items()
-        expected = {name for name, value in weights if value.requires_grad}
-        if set(src) != expected:
+        weights = dst.state_dict(keep_vars=True)
+        expected = {name for name, value in weights.items() if value.requires_grad}
+        # of the frozen ones DeepSpeed has left out one name alone
+        times = Counter(id(value) for value in weights.values())
+        tied = {name for name, value in weights.items() if times[id(value)] > 1}
+        found = set(src) - (tied - expected)
+        if found != expected:
             raise DataError(
                 f"the checkpoint's weights are not those of this stage; only in one of both: "
-                f"{sorted(set(src) ^ expected)[:5]}"
+                f"{sorted(found ^ expected)[:5]}"
             )
-        dst.load_state_dict(src, strict=False)  # the key list was checked above
+        # the key list was checked above
+        dst.load_state_dict({name: src[name] for name in expected}, strict=False)
 
     def close(self) -> None:
         self.engine.destroy()
         self.engine = None
         gc.collect()
+
+
+@contextmanager
+def _errors_after(engine: Any, folder: Path) -> Iterator[None]:
+    """Within, a write of DeepSpeed's that fails does not raise; the block's end does."""
+    writer = engine.checkpoint_engine
+    failed: list[OSError] = []
+
+    def save(state_dict: Any, path: str) -> None:
+        try:
+            type(writer).save(writer, state_dict, path)
+        except OSError as error:
+            failed.append(error)
+        except RuntimeError as error:
+            if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+                raise
+            failed.append(_write_error(error, folder))
+
+    writer.save = save
+    # scripts that turn shards into weights: one more write that may fail, and ours are exported otherwise
+    engine._copy_recovery_script = lambda save_path: None  # noqa: ARG005
+    try:
+        yield
+    finally:
+        del writer.save, engine._copy_recovery_script
+    if failed:
+        raise failed[0]
 
 
 def _write_error(error: RuntimeError, folder: Path) -> OSError:

@@ -32,7 +32,7 @@ from prismcap.train.optim import (
     state_of_tensors,
     state_tensors,
 )
-from prismcap.train.step import accuracy, agree, check_gradient, checked_loss
+from prismcap.train.step import accuracy, agree, check_gradient, checked_loss, without_target
 
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -91,11 +91,11 @@ class TorchEngine:
             self.ranks.device.type, dtype=torch.bfloat16, enabled=self.stage.precision == "bf16"
         )
 
-    def train_step(self, micro_batches: Sequence[Batch]) -> StepResult:
+    def train_step(self, micro_batches: Sequence[Batch], max_loss: float = math.inf) -> StepResult:
         step = agree(micro_batches, self.ranks)
         if step.num_target_tokens == 0:
-            self._advance()
-            return StepResult(loss=0.0, grad_norm=0.0, num_target_tokens=0, accuracy=0.0, skipped=True)
+            self.advance()
+            return without_target()
         self.captioner.train()
         scale = undo_averaging(self.ranks) / step.num_target_tokens
         loss_sums, correct = [], []
@@ -108,7 +108,7 @@ class TorchEngine:
             loss_sums.append(output.loss_sum.detach())
             correct.append(output.num_correct)
         try:
-            loss = checked_loss(step, [float(value) for value in loss_sums], self.ranks)
+            loss = checked_loss(step, loss_sums, self.ranks, max_loss)
             share = accuracy(step, [int(value) for value in correct], self.ranks)
             self._check_all_are_read()
             grad_norm = self._clip()
@@ -116,7 +116,7 @@ class TorchEngine:
             self.optimizer.step()
         finally:
             self.optimizer.zero_grad(set_to_none=True)
-        self._advance()
+        self.advance()
         return StepResult(loss, grad_norm, step.num_target_tokens, share)
 
     def _check_all_are_read(self) -> None:
@@ -138,7 +138,7 @@ class TorchEngine:
         limit = self.stage.optimizer.clip_norm
         return float(torch.nn.utils.clip_grad_norm_(self.parameters, limit if limit > 0 else math.inf))
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
         self.step += 1
         self._set_lr()
 

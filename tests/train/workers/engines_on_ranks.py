@@ -1,18 +1,23 @@
 """Five steps with each engine that is asked for, on as many ranks as were started; rank 0 writes results.
 
-Usage: engines_on_ranks.py CONFIG OUT JOBS, JOBS being JSON: name -> {"overrides": [...], "fault": "",
-"chunk_bytes": ...}, the last being the logits that the loss makes at once.
+Usage: engines_on_ranks.py CONFIG OUT JOBS, JOBS being JSON: name -> {"overrides": [...]} and perhaps
+"fault": a mistake of ours, see `planted`; "bad": what is wrong with step 2, see `bad_step`; "reload": saved
+and loaded before step 3; "full_disk": the rank that cannot write a checkpoint before step 2;
+"chunk_bytes": the logits that the loss makes at once.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import math
+import resource
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,10 +27,13 @@ import torch
 from prismcap.configs.load import load_config
 from prismcap.model import loss
 from prismcap.model.build import build_captioner
+from prismcap.model.captioner import Captioner, Output
 from prismcap.model.kernels import apply_kernels
 from prismcap.model.trainable import prepare_stage
 from prismcap.model.weights import save_weights
+from prismcap.train.checkpoint import Manifest, SaveError, save_checkpoint, step_name, verify
 from prismcap.train.distributed import Ranks, process_group
+from prismcap.train.engines._contract import BadStepError
 from prismcap.train.run import build_engine, stage_loader
 
 STEPS = 5
@@ -67,14 +75,89 @@ def planted(fault: str) -> Iterator[None]:
         yield
 
 
+def infinite_gradient(loss_sum: torch.Tensor) -> torch.Tensor:
+    loss_sum.register_hook(lambda gradient: gradient * math.inf)
+    return loss_sum
+
+
+FAULTS = {
+    "nan_loss": lambda loss_sum: loss_sum * math.nan,
+    "inf_loss": lambda loss_sum: loss_sum + math.inf,  # with a finite gradient
+    "inf_gradient": infinite_gradient,
+    "spike": lambda loss_sum: loss_sum,  # its limit alone makes it one
+}
+
+
+def bad_step(how: str, engine: Any, batches: Any, ranks: Ranks) -> dict[str, Any]:
+    """A step whose first micro-batch on the last rank is bad, and then skipped. "pass": skipped as such."""
+    if how == "pass":
+        engine.advance()
+        return {}
+    forward = Captioner.forward
+    first = batches[0].sample_ids if ranks.rank == ranks.world_size - 1 else None
+
+    def broken(self: Captioner, batch: Any) -> Output:
+        output = forward(self, batch)
+        if batch.sample_ids == first:
+            output.loss_sum = FAULTS[how](output.loss_sum)
+        return output
+
+    before, error = engine.gathered_state(), None
+    with mock.patch.object(Captioner, "forward", broken):
+        try:
+            engine.train_step(batches, 1e-6 if how == "spike" else math.inf)
+        except BadStepError as caught:
+            error = caught
+    after = engine.gathered_state()
+    engine.advance()
+    found = [(type(error).__name__, str(error), *(error.sample_ids if error else ())), list(first or ())]
+    return {
+        "found": ranks.gather(found),
+        "unchanged": all(value.equal(after[key]) for key, value in before.items()),
+    }
+
+
+def full_disk(rank: int, engine: Any, folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """A checkpoint of which one rank can write nothing (by a limit of the system), then one that all can."""
+
+    def save(step: int) -> str:
+        manifest = Manifest(STAGE, step, ranks.world_size, "any", {}, {})
+        try:
+            save_checkpoint(folder, step_name(step), manifest, engine.save, ranks)
+        except SaveError as error:
+            return str(error)
+        return ""
+
+    save(1)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if ranks.rank == rank:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, unlimited[1]))
+    errors = ranks.gather(save(2))
+    left = sorted(path.name for path in folder.iterdir())
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    return {
+        "errors": errors,
+        "left": left,
+        "again": ranks.gather(save(2)),
+        "whole": [ranks.on_first(partial(verify, folder / step_name(step))).step for step in (1, 2)],
+    }
+
+
 def work(name: str, job: dict[str, Any], config_path: str, out: Path, ranks: Ranks) -> dict[str, Any]:
     captioner, loader, engine = start(config_path, job["overrides"], ranks)
-    counts, micro, losses, norms, accuracies = [], [], [], [], []
+    counts, micro, pictures, losses, norms, accuracies = [], [], [], [], [], []
+    more: dict[str, Any] = {}
     shared = Path(ranks.on_first(lambda: tempfile.mkdtemp(dir=out)))
     for step in range(STEPS):
         batches = loader.load(step).micro_batches
         counts.append(ranks.gather(sum(batch.num_target_tokens for batch in batches)))
         micro.append(ranks.gather(len(batches)))
+        pictures.append(ranks.gather(any(batch.tiles is not None for batch in batches)))
+        if step == 2 and "full_disk" in job:
+            more |= full_disk(job["full_disk"], engine, shared, ranks)
+        if step == 2 and "bad" in job:
+            more |= bad_step(job["bad"], engine, batches, ranks)
+            continue
         result = engine.train_step(batches)
         losses.append(result.loss)
         norms.append(result.grad_norm)
@@ -97,7 +180,7 @@ def work(name: str, job: dict[str, Any], config_path: str, out: Path, ranks: Ran
         save_weights(out / f"{name}.safetensors", state)
     engine.close()
     steps = {"losses": losses, "norms": norms, "accuracies": accuracies, "counts": counts, "micro": micro}
-    return steps | {"evaluated": evaluated}
+    return steps | {"pictures": pictures, "evaluated": evaluated, **more}
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ import torch
 
 from prismcap.configs.load import load_config
 from prismcap.train import checkpoint as checkpoints
+from prismcap.train import run as runs
 from prismcap.train.fit import StepEvent
 from prismcap.train.run import run_training
 
@@ -46,7 +47,7 @@ def run(job: dict[str, Any], config_path: str, out: Path) -> None:
     stage, _, name = place.partition(":")
     if moment == "writing":
         # weights and optimiser are there, random state and manifest are not
-        die_in(checkpoints, "save_random_state", f"/{stage}/.unfinished-{checkpoints.step_name(int(name))}")
+        die_in(runs, "save_random_state", f"/{stage}/.unfinished-{checkpoints.step_name(int(name))}")
     elif moment == "renaming":
         die_in(checkpoints, "_check_tensor_files", f"/{stage}/.unfinished-{name}")
 

@@ -1,0 +1,76 @@
+"""Curves of several runs in one plot, as SVG; each run keeps its colour and its line in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from prismcap.evaluate.report import plots
+from prismcap.evaluate.report.read import RunFiles, series
+
+# key of log.jsonl -> title, and the limits of its axis (none: matplotlib's)
+CURVES: dict[str, tuple[str, tuple[float | None, float | None]]] = {
+    "loss": ("loss per supervised token", (None, None)),
+    plots.ACCURACY: ("accuracy on supervised training tokens", (0, 1)),
+    "samples_per_s": ("samples per second", (0, None)),
+    "supervised_tokens_per_s": ("supervised tokens per second", (0, None)),
+    "mfu": (plots.MFU_TITLE, (0, None)),
+}
+# with more, the single steps of one run hide the mean of another
+MOST_RUNS_WITH_STEPS = 3
+
+
+def style_of(number: int) -> tuple[str, str]:
+    """Colour and line of a run, by its place; twenty are told apart."""
+    return plots.COLOURS[number % len(plots.COLOURS)], plots.LINES[number % len(plots.LINES)]
+
+
+def stages_of(runs: Sequence[RunFiles]) -> list[str]:
+    """The stages of all runs, each once, in the order of the first run that has it."""
+    return list(dict.fromkeys(stage for run in runs for stage in run.stages))
+
+
+def overlay_plot(runs: Sequence[RunFiles], labels: Sequence[str], key: str) -> str | None:
+    """One panel per stage in which some run logged `key`, with every such run's curve; None without any."""
+    stages = [stage for stage in stages_of(runs) if any(series(run.records(stage), key)[0] for run in runs)]
+    if not stages:
+        return None
+    title, (low, high) = CURVES[key]
+    figure, axes = plots.panels(len(stages))
+    lines: dict[str, Any] = {}
+    for axis, stage in zip(axes, stages, strict=True):
+        plots.dress(axis, f"{stage}: {title}")
+        smallest, largest = _draw(axis, runs, labels, stage, key, lines)
+        if key == "loss" and 0 < 30 * smallest < largest:
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(low, high)
+    figure.legend(
+        [lines[label] for label in labels if label in lines],
+        [label for label in labels if label in lines],
+        loc="outside upper left",
+        ncols=4,
+        frameon=False,
+        fontsize=9,
+        handlelength=3,
+    )
+    return plots.svg(figure, f"compare-{key.replace('/', '-')}")
+
+
+def _draw(
+    axis: Any, runs: Sequence[RunFiles], labels: Sequence[str], stage: str, key: str, lines: dict[str, Any]
+) -> tuple[float, float]:
+    """The curves of one stage; the least and the greatest value there. `lines` gets one line per label."""
+    seen: list[float] = []
+    for number, (run, label) in enumerate(zip(runs, labels, strict=True)):
+        steps, values = series(run.records(stage), key)
+        if not steps:
+            continue
+        colour, dashes = style_of(number)
+        if len(runs) <= MOST_RUNS_WITH_STEPS:
+            axis.plot(steps, values, color=colour, alpha=0.2, linewidth=0.7)
+        marker = "o" if len(steps) < 3 else None
+        means = plots.running_mean(values)
+        (lines[label],) = axis.plot(steps, means, dashes, color=colour, linewidth=2, marker=marker)
+        seen += values
+    return min(seen), max(seen)

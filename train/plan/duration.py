@@ -1,0 +1,119 @@
+"""How long a stage takes: the operations that its samples need, over the rate that the GPUs keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prismcap.configs.schema.run import RunConfig
+from prismcap.configs.schema.stage import StageConfig
+from prismcap.data.encode import build_encoder
+from prismcap.data.length_mixes import load_length_mix
+from prismcap.data.mix import build_mix
+from prismcap.data.schema import DataError, SampleRejected
+from prismcap.data.sources._contract import SourceContext
+from prismcap.model.captioner import Captioner
+from prismcap.train.flops import BatchShape, FlopModel
+from prismcap.train.optim import total_steps
+from prismcap.train.plan.gpus import Gpu
+
+# so many samples give the mean within about 2%
+NUM_MEASURED = 2000
+NUM_READ = 200
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Of samples that stand for a stage's data. num_samples: of one epoch."""
+
+    tokens: tuple[int, ...]
+    targets: tuple[int, ...]
+    images: tuple[int, ...]
+    num_samples: int
+    origin: str
+
+
+@dataclass(frozen=True)
+class Duration:
+    """num_steps optimiser steps of step_s seconds on num_gpus."""
+
+    num_steps: int
+    step_s: float
+    num_gpus: int
+    flops_per_sample: float
+
+    @property
+    def hours(self) -> float:
+        return self.num_steps * self.step_s / 3600
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.hours * self.num_gpus
+
+
+def lengths_of_mix(name: str, captioner: Captioner, stage: StageConfig) -> Lengths:
+    """Of a committed length mix (data/length_mixes). Raises DataError for an unknown name."""
+    mix = load_length_mix(name)
+    visual_tokens = captioner.connector.num_tokens
+    drawn = mix.sample(NUM_MEASURED, visual_tokens, max_tokens=stage.data.max_tokens)
+    return Lengths(
+        tokens=tuple(item.tokens for item in drawn),
+        targets=tuple(item.target_tokens for item in drawn),
+        images=tuple(item.num_images for item in drawn),
+        num_samples=sum(part.rows for part in mix.parts),
+        origin=f"the length mix {name}",
+    )
+
+
+def lengths_of_data(name: str, config: RunConfig, captioner: Captioner) -> Lengths:
+    """Of the stage's own data: the text of some samples is encoded, pictures stay closed.
+
+    Raises DataError or ConfigError when the data or the tokenizer cannot be had.
+    """
+    stage, where = config.stages[name], f"stages.{name}"
+    if captioner.tokenizer is None:
+        raise DataError("the LLM has no tokenizer files")
+    mix = build_mix(stage.data, SourceContext(config.seed, stage.data.max_image_pixels), f"{where}.data")
+    encoder = build_encoder(
+        stage.template,
+        captioner.tokenizer,
+        captioner.token_spec,
+        min(stage.data.max_tokens, stage.batch.row_tokens),
+        f"{where}.template",
+    )
+    found = []
+    for position in range(min(NUM_READ, len(mix))):
+        try:
+            found.append(encoder.encode(mix.sample_at(position)))
+        except SampleRejected:
+            continue
+    if not found:
+        raise DataError(f"{where}.data: none of the first {NUM_READ} samples can be used")
+    return Lengths(
+        tokens=tuple(len(item) for item in found),
+        targets=tuple(item.num_target_tokens for item in found),
+        images=tuple(len(item.images) for item in found),
+        num_samples=len(mix),
+        origin=f"{len(found)} samples of its data",
+    )
+
+
+def flops_per_sample(flops: FlopModel, lengths: Lengths, cached_features: bool = False) -> float:
+    """Mean operations that the model needs for a sample, forward and backward; see train/flops.py."""
+    shape = BatchShape(
+        rows=1,
+        row_tokens=sum(lengths.tokens),
+        segments=lengths.tokens,
+        targets=sum(lengths.targets),
+        tiles=sum(lengths.images),
+        cached_features=cached_features,
+    )
+    return flops.micro_batch(shape).total_model / len(lengths.tokens)
+
+
+def duration(
+    stage: StageConfig, per_sample: float, lengths: Lengths, gpu: Gpu, num_gpus: int, mfu: float | None = None
+) -> Duration:
+    """Of a whole stage. The optimiser's own time, loading and saving are within the fitted MFU."""
+    steps = total_steps(stage.schedule, lengths.num_samples, stage.batch.samples_per_step)
+    rate = num_gpus * gpu.flops_per_s(stage.precision) * (mfu or gpu.mfu)
+    return Duration(steps, per_sample * stage.batch.samples_per_step / rate, num_gpus, per_sample)

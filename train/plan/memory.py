@@ -1,0 +1,127 @@
+"""Memory of a stage on one device, part by part, from its config alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from prismcap.configs.registry import component_options
+from prismcap.configs.schema.run import ModelConfig
+from prismcap.configs.schema.stage import StageConfig
+from prismcap.model.build import build_captioner
+from prismcap.model.captioner import Captioner
+from prismcap.model.shapes import shapes_only
+from prismcap.model.trainable import prepare_stage
+from prismcap.train.plan.activations import LLM, LOGITS, VISION, activation_bytes
+from prismcap.train.plan.static import Sharding, Sizes, StaticBytes, sizes_of, static_bytes
+from prismcap.train.plan.worst_case import worst_batch
+
+PARTS = ("weights", "gradients", "optimiser", "communication", LLM, LOGITS, VISION)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device. `passing` is what a forward and backward pass adds at its peak, by part."""
+
+    static: StaticBytes
+    passing: Counter[str]
+
+    def parts(self) -> dict[str, int]:
+        """By the names of PARTS, in their order."""
+        static = self.static
+        kept = (static.weights, static.gradients, static.optimizer, static.communication)
+        return dict(zip(PARTS, (*kept, *(self.passing[part] for part in (LLM, LOGITS, VISION))), strict=True))
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts().values())
+
+
+def shape_captioner(
+    model: ModelConfig, stage: StageConfig, in_bf16: bool = False
+) -> tuple[Captioner, FakeTensorMode]:
+    """The captioner of shapes alone, prepared for the stage, with weights in fp32 or bf16. What is made for
+    it later must be made inside of the mode."""
+    with shapes_only() as mode:
+        captioner = build_captioner(model)
+        captioner.llm.tie_weights()
+        prepare_stage(captioner, stage.train)
+        if stage.gradient_checkpointing:
+            captioner.enable_gradient_checkpointing()
+        if in_bf16:
+            captioner.to(torch.bfloat16)
+    return captioner, mode
+
+
+@dataclass
+class StageMemory:
+    """Answers for one stage; each forward and backward pass of shapes is made once."""
+
+    model: ModelConfig
+    stage: StageConfig
+    _captioners: dict[bool, tuple[Captioner, FakeTensorMode]] = field(default_factory=dict, repr=False)
+    _passes: dict[tuple[bool, int], Counter[str]] = field(default_factory=dict, repr=False)
+
+    def captioner(self, in_bf16: bool = False) -> Captioner:
+        """Of shapes; see shape_captioner."""
+        return self._shapes(in_bf16)[0]
+
+    def _shapes(self, in_bf16: bool) -> tuple[Captioner, FakeTensorMode]:
+        if in_bf16 not in self._captioners:
+            self._captioners[in_bf16] = shape_captioner(self.model, self.stage, in_bf16)
+        return self._captioners[in_bf16]
+
+    @property
+    def sizes(self) -> Sizes:
+        return sizes_of(self.captioner(), self.stage)
+
+    def of(self, sharding: Sharding, num_rows: int | None = None) -> Memory:
+        """With micro-batches of `num_rows` full rows (default: the config's)."""
+        num_rows = num_rows or self.stage.batch.rows_per_micro_batch
+        in_bf16 = sharding.weights_in_bf16(self.stage.precision)
+        key = (in_bf16, num_rows)
+        if key not in self._passes:
+            captioner, mode = self._shapes(in_bf16)
+            batch = worst_batch(captioner, self.stage, num_rows)
+            pictures: dict[str, Any] = {
+                name: mode.from_tensor(value)
+                for name in ("tiles", "features")
+                if (value := getattr(batch, name)) is not None
+            }
+            self._passes[key] = activation_bytes(captioner, replace(batch, **pictures), self.stage.precision)
+        return Memory(static_bytes(self.sizes, self.stage, sharding), self._passes[key])
+
+    def most_rows(self, sharding: Sharding, device_bytes: float) -> int:
+        """The largest number of full rows in a micro-batch that fits into `device_bytes`; 0 if none does.
+
+        Pictures stay bounded by batch.images_per_micro_batch, as in training.
+        """
+        # memory grows nearly in proportion to rows: a straight line through two passes is close at once
+        fits, above = 0, MOST_ROWS + 1
+        first, guess = self.of(sharding, 1).total, 1
+        while above - fits > 1:
+            total = self.of(sharding, guess).total
+            if total <= device_bytes:
+                fits = guess
+            else:
+                above = guess
+            slope = (total - first) / (guess - 1) if guess > 1 else 0
+            line = 1 + int((device_bytes - first) / slope) if slope > 0 else 2 * guess
+            guess = min(max(line, fits + 1), above - 1)
+        return fits
+
+
+# beyond this a larger micro-batch gains nothing, and the search ends
+MOST_ROWS = 256
+
+
+def configured_sharding(stage: StageConfig, num_gpus: int) -> Sharding:
+    """Of the stage's own engine. A user's own engine counts as torch's."""
+    if stage.engine.name != "deepspeed":
+        return Sharding(None, num_gpus)
+    options = component_options("engine", stage.engine)[1].model_dump()
+    return Sharding(options["zero_stage"], num_gpus, options["offload_optimizer"], options["bucket_size"])
