@@ -24,9 +24,9 @@ def shapes_only(mode: FakeTensorMode | None = None) -> Iterator[FakeTensorMode]:
     Nothing is initialised (some of torch's ways ask for values): call tie_weights of a model that ties them.
     `mode`: to change what was made in an earlier one; two of them do not mix.
     """
-    with mode or FakeTensorMode(allow_non_fake_inputs=True) as entered, no_init_weights():
-        with _converted_in_place():
-            yield entered
+    mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, no_init_weights(), _converted_in_place():
+        yield mode
 
 
 @contextmanager
