@@ -41,19 +41,15 @@ class Memory:
         return sum(self.parts().values())
 
 
-def shape_captioner(
-    model: ModelConfig, stage: StageConfig, in_bf16: bool = False
-) -> tuple[Captioner, FakeTensorMode]:
-    """The captioner of shapes alone, prepared for the stage, with weights in fp32 or bf16. What is made for
-    it later must be made inside of the mode."""
+def shape_captioner(model: ModelConfig, stage: StageConfig) -> tuple[Captioner, FakeTensorMode]:
+    """The captioner of shapes alone, prepared for the stage. What is made for it later, such as its pictures,
+    must be made by the mode."""
     with shapes_only() as mode:
         captioner = build_captioner(model)
         captioner.llm.tie_weights()
         prepare_stage(captioner, stage.train)
         if stage.gradient_checkpointing:
             captioner.enable_gradient_checkpointing()
-        if in_bf16:
-            captioner.to(torch.bfloat16)
     return captioner, mode
 
 
@@ -63,21 +59,22 @@ class StageMemory:
 
     model: ModelConfig
     stage: StageConfig
-    _captioners: dict[bool, tuple[Captioner, FakeTensorMode]] = field(default_factory=dict, repr=False)
+    _made: tuple[Captioner, FakeTensorMode] | None = field(default=None, repr=False)
     _passes: dict[tuple[bool, int], Counter[str]] = field(default_factory=dict, repr=False)
 
-    def captioner(self, in_bf16: bool = False) -> Captioner:
+    @property
+    def captioner(self) -> Captioner:
         """Of shapes; see shape_captioner."""
-        return self._shapes(in_bf16)[0]
+        return self._shapes()[0]
 
-    def _shapes(self, in_bf16: bool) -> tuple[Captioner, FakeTensorMode]:
-        if in_bf16 not in self._captioners:
-            self._captioners[in_bf16] = shape_captioner(self.model, self.stage, in_bf16)
-        return self._captioners[in_bf16]
+    def _shapes(self) -> tuple[Captioner, FakeTensorMode]:
+        if self._made is None:
+            self._made = shape_captioner(self.model, self.stage)
+        return self._made
 
     @property
     def sizes(self) -> Sizes:
-        return sizes_of(self.captioner(), self.stage)
+        return sizes_of(self.captioner, self.stage)
 
     def of(self, sharding: Sharding, num_rows: int | None = None) -> Memory:
         """With micro-batches of `num_rows` full rows (default: the config's)."""
@@ -85,7 +82,9 @@ class StageMemory:
         in_bf16 = sharding.weights_in_bf16(self.stage.precision)
         key = (in_bf16, num_rows)
         if key not in self._passes:
-            captioner, mode = self._shapes(in_bf16)
+            captioner, mode = self._shapes()
+            with shapes_only(mode):
+                captioner.to(torch.bfloat16 if in_bf16 else torch.float32)
             batch = worst_batch(captioner, self.stage, num_rows)
             pictures: dict[str, Any] = {
                 name: mode.from_tensor(value)

@@ -65,14 +65,14 @@ def plan_lines(config: RunConfig, machine: Machine, length_mixes: Mapping[str, s
 
 def _lengths(name: str, config: RunConfig, memory: StageMemory, mixes: Mapping[str, str]) -> Lengths:
     if name in mixes:
-        return lengths_of_mix(mixes[name], memory.captioner(), config.stages[name])
-    return lengths_of_data(name, config, memory.captioner())
+        return lengths_of_mix(mixes[name], memory.captioner, config.stages[name])
+    return lengths_of_data(name, config, memory.captioner)
 
 
 def stage_duration(memory: StageMemory, lengths: Lengths, machine: Machine) -> Duration:
     """How long the stage takes on the machine."""
     stage = memory.stage
-    per_sample = flops_per_sample(FlopModel.of(memory.captioner()), lengths, stage.feature_cache)
+    per_sample = flops_per_sample(FlopModel.of(memory.captioner), lengths, stage.feature_cache)
     return duration(stage, per_sample, lengths, machine.gpu, machine.num_gpus, machine.mfu)
 
 
@@ -100,7 +100,7 @@ def _memory_lines(name: str, memory: StageMemory, machine: Machine) -> Iterator[
 
 def _trained(memory: StageMemory) -> str:
     counts = dict.fromkeys(GROUPS, 0)
-    for key, value in memory.captioner().named_parameters():
+    for key, value in memory.captioner.named_parameters():
         counts[group_of(key)] += value.numel() if value.requires_grad else 0
     named = [f"{group} {count:,}" for group, count in counts.items() if count]
     return f"{' + '.join(named)} of {memory.sizes.total:,} weights train"

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from prismcap.configs.load import load_config
-from prismcap.configs.schema.run import ModelConfig
+from prismcap.configs.schema.run import ModelConfig, RunConfig
 from prismcap.configs.schema.stage import StageConfig
+from prismcap.train.plan.memory import StageMemory
 
 TOWER = {
     "hidden_size": 64,
@@ -89,7 +90,7 @@ def make_stage() -> Callable[..., StageConfig]:
 
 
 @pytest.fixture(scope="session")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """configs/recipes/siglip_smollm2 with directories that hold nothing but config.json."""
     folder = tmp_path_factory.mktemp("hub")
     for name, values in (("siglip", SIGLIP_SO400M), ("smollm2", SMOLLM2_360M)):
@@ -100,6 +101,17 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="session")
-def llava() -> Callable[[str], Any]:
-    """LLaVA-1.5 `7b` or `13b`."""
-    return lambda size: load_config(Path(__file__).parent / f"llava_1_5_{size}.yaml")
+def stage_memory(recipe: RunConfig) -> Callable[[str, str], StageMemory]:
+    """Of a stage of `recipe`, `llava_7b` or `llava_13b`: a big one is made once."""
+    here = Path(__file__).parent
+    llava = {f"llava_{size}": load_config(here / f"llava_1_5_{size}.yaml") for size in ("7b", "13b")}
+    configs = llava | {"recipe": recipe}
+    made: dict[tuple[str, str], StageMemory] = {}
+
+    def get(name: str, stage: str) -> StageMemory:
+        if (name, stage) not in made:
+            config = configs[name]
+            made[name, stage] = StageMemory(config.model, config.stages[stage])
+        return made[name, stage]
+
+    return get

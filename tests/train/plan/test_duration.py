@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from prismcap.configs.errors import ConfigError
-from prismcap.configs.schema.run import RunConfig
 from prismcap.scripts.cli import cli
 from prismcap.train.plan.duration import lengths_of_mix
 from prismcap.train.plan.gpus import A100_MFU, find_gpu
@@ -22,14 +22,13 @@ MIXES = {"align": "stage1_pairs", "instruct": "mix665k"}
 
 
 @pytest.fixture(scope="module")
-def hours_at_full_rate(llava: Callable[[str], RunConfig]) -> dict[str, dict[str, float]]:
+def hours_at_full_rate(stage_memory: Callable[[str, str], StageMemory]) -> dict[str, dict[str, float]]:
     """By size and stage, at MFU 1; the numbers of steps are the published ones."""
     found: dict[str, dict[str, float]] = {}
-    for size in PUBLISHED_HOURS:
-        config = llava(size)
-        for name, stage in config.stages.items():
-            memory = StageMemory(config.model, stage)
-            lengths = lengths_of_mix(MIXES[name], memory.captioner(), stage)
+    for size, stages in PUBLISHED_HOURS.items():
+        for name in stages:
+            memory = stage_memory(f"llava_{size}", name)
+            lengths = lengths_of_mix(MIXES[name], memory.captioner, memory.stage)
             took = stage_duration(memory, lengths, Machine(find_gpu("A100-80G"), 8, mfu=1.0))
             assert took.num_steps == pytest.approx(PUBLISHED_STEPS[name], abs=1)
             found.setdefault(size, {})[name] = took.hours
@@ -52,17 +51,19 @@ def test_the_constant_holds_in_both_stages(hours_at_full_rate: dict[str, dict[st
         assert hours_at_full_rate["7b"][stage] / A100_MFU == pytest.approx(published, rel=0.25)
 
 
-def test_the_command_prints_a_plan(recipe: RunConfig) -> None:
-    paths = [
-        f"model.vision_encoder.path={recipe.model.vision_encoder.options['path']}",
-        f"model.llm.path={recipe.model.llm.options['path']}",
-    ]
-    arguments = ["plan", "recipes/siglip_smollm2", *paths, "--gpu", "A100-80G", "--num-gpus", "8"]
-    done = CliRunner().invoke(cli, [*arguments, "--lengths", "align=stage1_pairs"], catch_exceptions=False)
+def test_the_command_prints_a_plan(world: Path) -> None:
+    arguments = ["plan", str(world / "config.yaml"), "--gpu", "A100-80G", "--num-gpus", "8"]
+    overrides = ["stages.align.schedule={epochs: 1}", "stages.align.batch.samples_per_step=256"]
+    lengths = ["--lengths", "align=stage1_pairs"]
+    done = CliRunner().invoke(cli, [*arguments, *overrides, *lengths], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    for word in ("ZeRO-3", "optimiser", "most rows that fit", "GPU-hours", "MFU 0.", "time: unknown"):
-        assert word in done.output
-    assert "2,181 steps" in done.output
+    for words in ("ZeRO-3", "optimiser", "most rows that fit", "GPU-hours", "MFU 0."):
+        assert words in done.output
+    assert "2,181 steps" in done.output and "7 steps" in done.output
+    assert "23 samples of its data" in done.output
+    gone = ["stages.*.data.mix=[{name: llava_json, path: gone.json}]"]
+    done = CliRunner().invoke(cli, [*arguments, *gone], catch_exceptions=False)
+    assert done.exit_code == 0 and done.output.count("time: unknown") == 2
 
 
 @pytest.mark.parametrize("name", ["A100", "Z9-80G", "A100-80"])
