@@ -47,6 +47,7 @@ def dry_export(say: Callable[[str], None]) -> Callable[[Captioner, RunConfig], N
         say("Trying the export once before training …")
         # in the run's own folder: the system's temporary one is often too small for a model's weights
         folder = run_folder(config)
+        folder.mkdir(parents=True, exist_ok=True)
         difference = dry_run(captioner, image_spec=image_spec, info=info, folder=folder)
         say(f"The export reloads and agrees with the model (largest difference {difference:.1e}).")
 

@@ -107,7 +107,13 @@ def mask_problem(sample: Sample, encoded: Encoded, encoder: Encoder) -> str | No
     only the template's marks. Spaces do not count, some tokenizers do not give them back. Of a sample that
     was cut, answers are compared up to the cut.
     """
-    trained = _squeezed("".join(run.text for run in token_runs(encoded, encoder) if run.kind == "trained"))
+    runs = [run.text for run in token_runs(encoded, encoder) if run.kind == "trained"]
+    answers = [message.text() for message in sample.messages if message.train]
+    for run in runs:
+        # a mask that begins too early holds the line break that opens the assistant's turn
+        if run.lstrip(" ")[:1].isspace() and not any(answer[:1].isspace() for answer in answers):
+            return f"sample {encoded.id!r} trains {run[:20]!r}: a line break stands before the answer"
+    trained = _squeezed("".join(runs))
     rest, between = trained, ""
     for message in sample.messages:
         answer = _squeezed(message.text())

@@ -67,7 +67,8 @@ ENGINES = {
         TRAIN,
         "stages.instruct.engine.name=deepspeed",
         f"stages.instruct.engine.zero_stage={zero}",
-        "stages.instruct.engine.bucket_size=1000",
+        # on a CPU, ZeRO-3 of DeepSpeed 0.19 fails at a weight that is larger than its bucket
+        f"stages.instruct.engine.bucket_size={1_000 if zero < 3 else 100_000}",
         f"stages.instruct.precision={precision}",
     ]
     for zero in (0, 1, 2, 3)
