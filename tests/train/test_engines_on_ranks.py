@@ -144,7 +144,7 @@ def differs(found: Results, name: str, expected: Any) -> bool:
 
 def test_the_ranks_have_uneven_work(on_two_ranks: Results) -> None:
     values = on_two_ranks.values["zero2"]
-    assert all(first != second for first, second in values["counts"])
+    assert any(first != second for first, second in values["counts"])
     assert all(first != second for first, second in on_two_ranks.values["zero2_grouped"]["micro"])
     assert all(second == 0 for _, second in on_two_ranks.values["zero2_idle"]["micro"])
 
