@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,14 @@ from prismcap.train.signals import StoppedError, StopRequest
 
 Make = Callable[..., RunConfig]
 STEPS = [*(("align", step) for step in range(1, 5)), *(("instruct", step) for step in range(1, 8))]
+
+
+@pytest.fixture(autouse=True)
+def signals_do_what_they_do() -> Iterator[None]:
+    """Also in a job in the background, which a shell starts with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
