@@ -71,8 +71,7 @@ ENGINES = {
         f"stages.instruct.engine.bucket_size={1_000 if zero < 3 else 100_000}",
         f"stages.instruct.precision={precision}",
     ]
-    for zero in (0, 1, 2, 3)
-    for precision in ("fp32", "bf16")
+    for zero, precision in ((0, "bf16"), (1, "bf16"), (2, "bf16"), (3, "bf16"), (2, "fp32"), (3, "fp32"))
 }
 
 
