@@ -17,15 +17,13 @@ from transformers.initialization import no_init_weights
 
 
 @contextmanager
-def shapes_only(mode: FakeTensorMode | None = None) -> Iterator[FakeTensorMode]:
+def shapes_only() -> Iterator[FakeTensorMode]:
     """Inside, new tensors have shapes and no values, and builders read configs where they would read weights.
 
     What was made inside keeps its nature outside. Run it outside: there, tensors of positions have values.
     Nothing is initialised (some of torch's ways ask for values): call tie_weights of a model that ties them.
-    `mode`: to change what was made in an earlier one; two of them do not mix.
     """
-    mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
-    with mode, no_init_weights(), _converted_in_place():
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, no_init_weights(), _converted_in_place():
         yield mode
 
 

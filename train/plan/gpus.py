@@ -13,7 +13,7 @@ from prismcap.train.device_rate import GPU_PEAKS, gpu_peak, published_rate
 # train/flops.py: what is recomputed, padding and other logits do not count). Fitted on the one published
 # time of this kind of training, LLaVA-1.5-7B's 3.5 h + 10 h on 8 x A100-80G;
 # tests/train/plan/test_duration.py repeats the fit, and tests it on 13B's 6 h + 20 h.
-A100_MFU = 0.28
+A100_MFU = 0.263
 # of a GPU's memory: the rest is for the CUDA context, NCCL's buffers and what the allocator cannot use
 USABLE_SHARE = 0.92
 

@@ -83,8 +83,8 @@ class StageMemory:
         key = (in_bf16, num_rows)
         if key not in self._passes:
             captioner, mode = self._shapes()
-            with shapes_only(mode):
-                captioner.to(torch.bfloat16 if in_bf16 else torch.float32)
+            for parameter in captioner.parameters():  # DeepSpeed leaves buffers as they are
+                parameter.data = parameter.data.to(torch.bfloat16 if in_bf16 else torch.float32)
             batch = worst_batch(captioner, self.stage, num_rows)
             pictures: dict[str, Any] = {
                 name: mode.from_tensor(value)

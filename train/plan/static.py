@@ -9,6 +9,7 @@ ranks, stage 2 the gradients too, stage 3 the weights too (ZeRO, arXiv 1910.0205
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,13 +47,11 @@ class Sharding:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of elements. `groups`: of the trained tensors, by optimiser group. `buffers`: of floating-point
-    buffers. `other_buffer_bytes`: of all other buffers."""
+    """Numbers of elements. `groups`: of the trained tensors, by optimiser group, in order."""
 
     groups: tuple[tuple[int, ...], ...]
     frozen: tuple[int, ...]
-    buffers: int
-    other_buffer_bytes: int
+    buffer_bytes: int
 
     @property
     def trained(self) -> int:
@@ -78,12 +77,10 @@ class StaticBytes:
 def sizes_of(captioner: Captioner, stage: StageConfig) -> Sizes:
     """Of a captioner that prepare_stage has made ready; one of shapes will do. Tied weights count once."""
     groups = parameter_groups(captioner.named_parameters(), stage.train)
-    buffers = list(captioner.buffers())
     return Sizes(
         groups=tuple(tuple(parameter.numel() for parameter in group["params"]) for group in groups),
         frozen=tuple(value.numel() for value in captioner.parameters() if not value.requires_grad),
-        buffers=sum(buffer.numel() for buffer in buffers if buffer.is_floating_point()),
-        other_buffer_bytes=sum(buffer.nbytes for buffer in buffers if not buffer.is_floating_point()),
+        buffer_bytes=sum(buffer.nbytes for buffer in captioner.buffers()),
     )
 
 
@@ -92,12 +89,11 @@ def static_bytes(sizes: Sizes, stage: StageConfig, sharding: Sharding) -> Static
     precision, optimizer_name = stage.precision, stage.optimizer.name
     in_bf16 = sharding.weights_in_bf16(precision)
     width = BF16_BYTES if in_bf16 else FP32_BYTES
-    buffers = sizes.buffers * width + sizes.other_buffer_bytes
     zero, ranks = sharding.zero_stage or 0, sharding.num_gpus
     if zero == 0:
         ddp = sharding.zero_stage is None and ranks > 1
         return StaticBytes(
-            weights=sizes.total * width + buffers,
+            weights=sizes.total * width + sizes.buffer_bytes,
             gradients=sizes.trained * width,
             optimizer=sum(_state(size, optimizer_name) for group in sizes.groups for size in group),
             communication=sizes.trained * width if ddp else 0,
@@ -106,18 +102,18 @@ def static_bytes(sizes: Sizes, stage: StageConfig, sharding: Sharding) -> Static
     if zero == 3:
         shards = [sum(_part(size, ranks) for size in group) for group in sizes.groups]
         frozen = sum(_part(size, ranks) for size in sizes.frozen)
-        weights, gradients = (sum(shards) + frozen) * width, sum(shards) * width
+        weights, gradients = sum(shards) + frozen, sum(shards)
         bucket += min(sizes.total, LIVE_PARAMETERS) * width if ranks > 1 else 0
     else:
         padded = [_aligned(sum(group), ALIGNMENT * ranks) for group in sizes.groups]
         shards = [size // ranks for size in padded]
-        weights = (sum(padded) + sum(sizes.frozen)) * width
-        gradients = (sizes.trained if zero == 1 else sum(shards)) * width
-    # stages 1 and 2 keep masters where weights are fp32 already, too; stage 3 then shares the memory
-    masters = sum(shards) * FP32_BYTES if in_bf16 or zero < 3 else 0
-    optimizer = masters + sum(_state(shard, optimizer_name) for shard in shards)
+        weights = sum(padded) + sum(sizes.frozen)
+        gradients = sizes.trained if zero == 1 else sum(map(_held_whole, sizes.groups, shards))
+    # masters are kept where weights are fp32 already, too
+    optimizer = sum(shard * FP32_BYTES + _state(shard, optimizer_name) for shard in shards)
     offloaded = optimizer if sharding.offload_optimizer else 0
-    return StaticBytes(weights + buffers, gradients, optimizer - offloaded, bucket, offloaded)
+    weights = weights * width + sizes.buffer_bytes
+    return StaticBytes(weights, gradients * width, optimizer - offloaded, bucket, offloaded)
 
 
 def _state(size: int, optimizer: str) -> int:
@@ -125,6 +121,18 @@ def _state(size: int, optimizer: str) -> int:
     if optimizer == "adamw_8bit" and size >= SMALLEST_8BIT:
         return MOMENTS * (size + math.ceil(size / BLOCK_8BIT) * FP32_BYTES)
     return MOMENTS * size * FP32_BYTES + FP32_BYTES
+
+
+def _held_whole(group: tuple[int, ...], shard: int) -> int:
+    """Elements of the gradients that a rank of ZeRO-2 keeps of a group, on the rank that keeps most: every
+    tensor whole of which a part is the rank's."""
+    held: Counter[int] = Counter()
+    start = 0
+    for size in group:
+        for rank in range(start // shard, (start + size - 1) // shard + 1):
+            held[rank] += size
+        start += size
+    return max(held.values())
 
 
 def _part(size: int, ranks: int) -> int:

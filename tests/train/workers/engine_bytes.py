@@ -1,8 +1,8 @@
 """What each DeepSpeed engine that is asked for holds in its second step, on every rank, as JSON.
 
 Usage: engine_bytes.py CONFIG OUT JOBS, JOBS being JSON: name -> overrides. OUT/bytes.json: name -> for each
-rank {"weights", "gradients", "optimizer"}, in bytes of distinct memory. Gradients are looked at right before
-DeepSpeed's own step, when those of the whole step are there.
+rank {"weights", "gradients", "optimizer"}, in bytes of distinct memory: the most of what is there before each
+micro-batch but the first, and before DeepSpeed's own step.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def held(captioner: Any, optimizer: Any, zero_stage: int) -> dict[str, int]:
     }.get(zero_stage, list)()
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if zero_stage in (1, 2):
-        gradients += tensors_in(optimizer.averaged_gradients)
+        gradients += tensors_in([optimizer.averaged_gradients, optimizer.all_grad_tensors])
     elif zero_stage == 3:
         gradients.append(optimizer.grad_partitions_flat_buffer)
     rest = storages([*state, *masters])
@@ -76,14 +76,19 @@ def work(config_path: str, overrides: list[str], ranks: Ranks) -> list[dict[str,
     seen: list[dict[str, int]] = []
     step = engine.engine.step
 
-    def look() -> None:
+    def look(*_: Any) -> None:
         seen.append(held(captioner, engine.engine.optimizer, zero_stage))
+
+    def look_and_step() -> None:
+        look()
         step()
 
-    engine.engine.step = look
+    engine.engine.step = look_and_step
+    handle = captioner.register_forward_pre_hook(look)
     engine.train_step(loader.load(1).micro_batches)
+    handle.remove()
     engine.close()
-    return ranks.gather(seen[0])
+    return ranks.gather({part: max(parts[part] for parts in seen[1:]) for part in seen[0]})
 
 
 def main() -> None:
