@@ -228,6 +228,7 @@ def test_after_ctrl_c_a_script_that_called_the_command_ends_too(
     assert "stopped by SIGINT after step 2 of 4 of stage align" in done.output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the ranks in /proc")
 def test_two_ranks_go_on_and_stop_when_one_is_signalled_or_the_launcher(world: Path, tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -99,9 +100,11 @@ class StageMemory:
 
         Pictures stay bounded by batch.images_per_micro_batch, as in training.
         """
-        # memory grows nearly in proportion to rows: a straight line through two passes is close at once
+        # memory grows nearly in proportion to rows: a straight line through two passes is close at once;
+        # halving every second time keeps a bend in it from making the search long
         fits, above = 0, MOST_ROWS + 1
         first, guess = self.of(sharding, 1).total, 1
+        halves = cycle((False, True))
         while above - fits > 1:
             total = self.of(sharding, guess).total
             if total <= device_bytes:
@@ -110,7 +113,7 @@ class StageMemory:
                 above = guess
             slope = (total - first) / (guess - 1) if guess > 1 else 0
             line = 1 + int((device_bytes - first) / slope) if slope > 0 else 2 * guess
-            guess = min(max(line, fits + 1), above - 1)
+            guess = (fits + above) // 2 if next(halves) else min(max(line, fits + 1), above - 1)
         return fits
 
 

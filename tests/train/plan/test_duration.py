@@ -35,17 +35,20 @@ def hours_at_full_rate(stage_memory: Callable[[str, str], StageMemory]) -> dict[
     return found
 
 
+@pytest.mark.slow
 def test_the_constant_is_the_fit(hours_at_full_rate: dict[str, dict[str, float]]) -> None:
     fitted = sum(hours_at_full_rate["7b"].values()) / sum(PUBLISHED_HOURS["7b"].values())
     assert pytest.approx(fitted, abs=0.005) == A100_MFU
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["align", "instruct"])
 def test_the_13b_times_follow_from_it(hours_at_full_rate: dict[str, dict[str, float]], stage: str) -> None:
     hours = hours_at_full_rate["13b"][stage] / A100_MFU
     assert hours == pytest.approx(PUBLISHED_HOURS["13b"][stage], rel=0.25)
 
 
+@pytest.mark.slow
 def test_the_constant_holds_in_both_stages(hours_at_full_rate: dict[str, dict[str, float]]) -> None:
     for stage, published in PUBLISHED_HOURS["7b"].items():
         assert hours_at_full_rate["7b"][stage] / A100_MFU == pytest.approx(published, rel=0.25)

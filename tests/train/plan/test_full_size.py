@@ -56,6 +56,7 @@ def test_forward_and_backward_reach_what_trains(stage_memory: GetMemory, name: s
     assert reached and not skipped
 
 
+@pytest.mark.slow
 def test_bf16_weights_take_half(stage_memory: GetMemory) -> None:
     memory = stage_memory("recipe", "instruct")
     plain, sharded = memory.of(Sharding(0)), memory.of(Sharding(1, num_gpus=8))
