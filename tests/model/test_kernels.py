@@ -97,8 +97,8 @@ def test_compiled_is_eager(
     counters = torch._dynamo.utils.counters
     assert not counters["graph_break"], counters["graph_break"]
     graphs = counters["stats"]["unique_graphs"]
-    # a few ways through a layer (attention, rows of one, what requires a gradient); lengths seen before, and in
-    # another order, compile nothing more
+    # a few ways through a layer (attention, rows of one, what requires a gradient); the same batches in
+    # another order compile nothing more
     assert 1 <= graphs <= 8
     results(compiled, batches[::-1])
     assert counters["stats"]["unique_graphs"] == graphs
