@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from prismcap.data.schema import IGNORE_INDEX, Encoded
+from prismcap.model.attention import FLATTENED
 from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner
 from prismcap.model.kernels import decoder_layers
@@ -56,8 +57,10 @@ class Llava:
         self.image_token = LLMS[case.size]["vocab_size"] - 1
         captioner = build_captioner(model_config(case.size, case.visual_tokens), seed=case.seed)
         prepare_stage(captioner, stage_config(case, compiled=False).train, seed=case.seed)
-        # its attention is a square over the padded row, whatever part of it a token sees
-        self.flop_model = replace(FlopModel.of(captioner), implementation="sdpa")
+        # padded rows have a mask, and with it the whole square is computed; a single row has none, and SDPA's
+        # kernel leaves out what is hidden, as FlashAttention's does
+        attention = "sdpa" if options.rows > 1 else FLATTENED[0]
+        self.flop_model = replace(FlopModel.of(captioner), implementation=attention)
         self.model = llava_of(captioner, self.image_token)
         del captioner
         gc.collect()
