@@ -23,13 +23,16 @@ from torch import Tensor
 from prismcap.data.pack import PixelInputs
 from prismcap.data.schema import DataError, ImageRef, ImageSpec
 
+FP8 = torch.float8_e4m3fn
+StoredAs = Literal["bf16", "fp8"]
+
 # each open shard is one mapping of memory; systems limit files, not mappings, to about a thousand
 _OPEN_SHARDS = 256
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """One picture's features [P, K, D] and its (height, width) in pixels."""
+    """One picture's features [P, K, D], a float dtype, and its (height, width) in pixels."""
 
     fingerprint: str
     features: Tensor
@@ -45,13 +48,14 @@ class _Place:
 
 
 class FeatureStore:
-    """Features by fingerprint, bf16. Reading maps the files into memory: nothing is loaded ahead.
+    """Features by fingerprint, bf16 or fp8. Reading maps the files into memory: nothing is loaded ahead.
 
     Can be handed to loader workers, forked or spawned.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stored_as: StoredAs = "bf16") -> None:
         self.folder = folder
+        self.stored_as = stored_as  # what is added; each shard says for itself what it holds
         self._places: dict[str, _Place] = {}
         self._known: set[str] = set()
         self.refresh()
@@ -91,20 +95,27 @@ class FeatureStore:
     def read(self, fingerprint: str) -> StoredImage:
         """Raises KeyError when it is not there."""
         place = self._places[fingerprint]
-        rows = _open_shard(place.shard).get_slice("features")
-        features = rows[place.first_row : place.first_row + place.num_rows]
+        shard, own = _open_shard(place.shard), slice(place.first_row, place.first_row + place.num_rows)
+        features = shard.get_slice("features")[own]
+        if features.dtype == FP8:
+            features = features.float() * shard.get_slice("scale")[own]
         return StoredImage(fingerprint, features, place.size)
 
 
-def shard_tensors(images: Sequence[StoredImage]) -> dict[str, Tensor]:
-    """The two tensors of a shard: features [R, K, D] bf16, and the list of what they are, as JSON bytes."""
+def shard_tensors(images: Sequence[StoredImage], stored_as: StoredAs = "bf16") -> dict[str, Tensor]:
+    """The tensors of a shard: features [R, K, D]; the list of what they are, as JSON bytes; in fp8 also the
+    scale [R, K, 1] of every patch, by which its largest value is the largest that e4m3 has (448)."""
     index = [
         {"fingerprint": image.fingerprint, "num_rows": len(image.features), "size": list(image.size)}
         for image in images
     ]
     text = bytearray(json.dumps(index).encode())
-    features = torch.cat([image.features.to(torch.bfloat16) for image in images])
-    return {"features": features, "index": torch.frombuffer(text, dtype=torch.uint8)}
+    index_tensor = torch.frombuffer(text, dtype=torch.uint8)
+    features = torch.cat([image.features for image in images])
+    if stored_as == "bf16":
+        return {"features": features.to(torch.bfloat16), "index": index_tensor}
+    scale = features.float().abs().amax(-1, keepdim=True).clamp_min(1e-12) / torch.finfo(FP8).max
+    return {"features": (features.float() / scale).to(FP8), "scale": scale, "index": index_tensor}
 
 
 def shard_path(folder: Path) -> Path:

@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from prismcap.configs.schema.stage import Precision
 from prismcap.data.image import to_tiles
 from prismcap.data.schema import Encoded, ImageRef, ImageSpec
 from prismcap.model.captioner import Captioner
 from prismcap.model.generate import generate
+from prismcap.model.precision import autocast
 
 Progress = Callable[[int], None]  # called with the number of items just done
 
@@ -28,7 +29,7 @@ def no_progress(num: int) -> None:
 
 
 @contextmanager
-def inference(captioner: Captioner, precision: Literal["fp32", "bf16"]) -> Iterator[None]:
+def inference(captioner: Captioner, precision: Precision) -> Iterator[None]:
     """Eval mode without gradients, and autocast to bf16 where the run trained so.
 
     Autocast keeps its copy of a weight only when the weight requires a gradient; otherwise it casts all
@@ -38,11 +39,10 @@ def inference(captioner: Captioner, precision: Literal["fp32", "bf16"]) -> Itera
     flags = [(parameter, parameter.requires_grad) for parameter in captioner.parameters()]
     training = captioner.training
     captioner.eval()
-    enabled = precision == "bf16"
     try:
-        if enabled:
+        if precision == "bf16":
             captioner.requires_grad_(True)
-        with torch.no_grad(), torch.autocast(captioner.device.type, torch.bfloat16, enabled=enabled):
+        with torch.no_grad(), autocast(captioner.device, precision):
             yield
     finally:
         for parameter, flag in flags:

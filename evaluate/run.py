@@ -177,17 +177,18 @@ def _store(captioner: Captioner, stage: StageConfig, batch_size: int, **options:
 def stage_caption_loss(
     run_dir: Path, config: RunConfig, stage: str, items: Sequence[Item], device: str, bar: _Bar
 ) -> dict[str, Any]:
-    """Loss of the short captions right after `stage`, on true and on other items' pictures.
+    """Loss of the first `num_items` short captions right after `stage`, on true and on other items' pictures.
 
     {true: {mean}, shuffled: {mean}, difference: {mean, low, high, n}}, nats per token; a difference
     above zero means that the picture helps. It shows what a stage learned whose captions are still wrong.
     """
+    assert config.evaluation is not None
     captions = [item for item in items if item.kind == "short"]
+    captions = captions[: config.evaluation.splits[items[0].split].num_items]
     if not captions:
         raise DataError(f"evaluation.caption_loss.{stage}: split {items[0].split!r} has no short captions")
     captioner, _ = load_trained(run_dir, device=device, last_stage=stage)
     stage_config = config.stages[stage]
-    assert config.evaluation is not None
     batch_size = config.evaluation.batch_size
     partners = _partners(captions, config.seed)
     with inference(captioner, stage_config.precision):
@@ -258,34 +259,33 @@ def measure_split(
     def keep(image: ImageRef, picture: Image.Image) -> None:
         names[image] = save_thumbnail(run_dir, image.fingerprint(), picture)
 
-    results = []
+    results: list[Result] = []
     with inference(captioner, stage.precision):
         store = _store(captioner, stage, evaluation.batch_size, on_draw=keep)
         with clock.part("pictures"), _Bar(show_progress, f"{items[0].split}: pictures") as bar:
             bar.total(len({item.image for item in items}) + 1)
             store.add([*(item.image for item in items), BLANK], bar.update)
-        for control in CONTROLS:
-            requests = [
-                _request(encoder, item, other, control)
-                for item, other in zip(items, shown[control], strict=True)
-            ]
-            with (
-                clock.part(f"generate_{control}"),
-                _Bar(show_progress, f"{items[0].split}: {control}") as bar,
-            ):
-                bar.total(len(requests))
-                texts = generate_texts(
-                    captioner,
-                    requests,
-                    store,
-                    batch_size=evaluation.batch_size,
-                    max_new_tokens=evaluation.max_new_tokens,
-                    stop=encoder.template.spec.stop,
-                    progress=bar.update,
-                )
-            for item, other, text in zip(items, shown[control], texts, strict=True):
-                flags = dict(score(item.kind, text, item.truth, item.graph))
-                results.append(Result(item, control, text, flags, other))
+        asked = [
+            (control, item, other)
+            for control in CONTROLS
+            for item, other in zip(items, shown[control], strict=True)
+        ]
+        # all at once: what a caption's control asks of another item's picture, that item has asked already
+        requests = [_request(encoder, item, other, control) for control, item, other in asked]
+        with clock.part("generate"), _Bar(show_progress, f"{items[0].split}: texts") as bar:
+            bar.total(len(requests))
+            texts = generate_texts(
+                captioner,
+                requests,
+                store,
+                batch_size=evaluation.batch_size,
+                max_new_tokens=evaluation.max_new_tokens,
+                stop=encoder.template.spec.stop,
+                progress=bar.update,
+            )
+    for (control, item, other), text in zip(asked, texts, strict=True):
+        flags = dict(score(item.kind, text, item.truth, item.graph))
+        results.append(Result(item, control, text, flags, other))
     return results, names
 
 

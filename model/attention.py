@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from prismcap.data.schema import DataError
-from prismcap.model.segment_attention import segment_attention, segment_index
+from prismcap.model.segment_attention import segment_attention, segment_groups
 
 SEGMENTS = "segments"
 FLATTENED = ("flash_attention_2", "flash_attention_3")
@@ -37,8 +37,7 @@ def attention_inputs(
 ) -> dict[str, Any]:
     """The keyword arguments for the LLM's base model.
 
-    segments: no mask that anything reads; `segments` says where each sample lies (where that would take more
-    room than a mask, as sdpa). sdpa: boolean mask [B, 1, T, T], true where a position may look. eager: the
+    segments: no mask that anything reads; `segments` says where each sample lies. sdpa: boolean mask [B, 1, T, T], true where a position may look. eager: the
     same, additive in `dtype`. FlashAttention: rows flattened to [1, L], no mask, `cu_seq_lens_q/k` (int32,
     from 0 to L) and `max_length_q/k`.
     Under a mask, padding (segment 0) looks at earlier padding and itself, so that no row of the mask is
@@ -59,23 +58,18 @@ def attention_inputs(
         if not bool(segment_ids_BT.any()):
             # a rank without samples runs a row of padding: as a sample of its own, it goes the same way
             segment_ids_BT = torch.ones_like(segment_ids_BT)
-        segments = segment_index(segment_ids_BT)
-        if segments_are_smaller(segments.num_samples, segments.longest, *segment_ids_BT.shape):
+        return {
             # four dimensions, or transformers would build a mask of [B, 1, T, T] from positions
-            unread = segment_ids_BT.new_zeros(1, 1, 1, 1)
-            return {"attention_mask": unread, "position_ids": position_ids_BT, "segments": segments}
+            "attention_mask": segment_ids_BT.new_zeros(1, 1, 1, 1),
+            "position_ids": position_ids_BT,
+            "segments": segment_groups(segment_ids_BT),
+        }
     allowed_B1TT = block_diagonal_causal(segment_ids_BT)[:, None]
-    if implementation in ("sdpa", SEGMENTS):
+    if implementation == "sdpa":
         return {"attention_mask": allowed_B1TT, "position_ids": position_ids_BT}
     additive = torch.zeros(allowed_B1TT.shape, dtype=dtype, device=allowed_B1TT.device)
     additive.masked_fill_(~allowed_B1TT, torch.finfo(dtype).min)
     return {"attention_mask": additive, "position_ids": position_ids_BT}
-
-
-def segments_are_smaller(num_samples: int, longest: int, num_rows: int, row_tokens: int) -> bool:
-    """Whether attending per sample takes no more room than one mask over the rows. Every sample is padded to
-    the longest: with one long one among many short ones, the mask is smaller."""
-    return num_samples * longest**2 <= num_rows * row_tokens**2
 
 
 def block_diagonal_causal(segment_ids_BT: Tensor) -> Tensor:

@@ -25,13 +25,14 @@ from prismcap.configs.cache import cache_dir
 from prismcap.configs.schema.base import Component
 from prismcap.configs.schema.stage import Precision
 from prismcap.data import image as preprocessing
-from prismcap.data.features import FeatureStore, StoredImage, shard_path, shard_tensors
+from prismcap.data.features import FP8, FeatureStore, StoredAs, StoredImage, shard_path, shard_tensors
 from prismcap.data.mix import Mix
 from prismcap.data.pack import PixelInputs
 from prismcap.data.schema import ImageRef, ImageSpec, SampleRejected
 from prismcap.data.workers import read_ahead
 from prismcap.model.captioner import Captioner
 from prismcap.model.contracts import VisionEncoder
+from prismcap.model.precision import autocast
 from prismcap.model.weights import save_weights
 from prismcap.train.checkpoint import SaveError
 from prismcap.train.distributed import Ranks
@@ -46,10 +47,15 @@ Progress = Callable[[int, int, float], None]
 
 
 def open_store(
-    component: Component, encoder: VisionEncoder, spec: ImageSpec, precision: Precision
+    component: Component,
+    encoder: VisionEncoder,
+    spec: ImageSpec,
+    precision: Precision,
+    stored_as: StoredAs = "bf16",
 ) -> FeatureStore:
     """The store of this very encoder, preprocessing and precision, in the cache folder."""
-    return FeatureStore(cache_dir() / "features" / store_key(component, encoder, spec, precision))
+    key = store_key(component, encoder, spec, precision)
+    return FeatureStore(cache_dir() / "features" / f"{key}-{stored_as}", stored_as)
 
 
 def store_key(component: Component, encoder: VisionEncoder, spec: ImageSpec, precision: Precision) -> str:
@@ -91,7 +97,8 @@ def fill(
         store.refresh()
         return 0
     encoder = captioner.vision_encoder
-    image_bytes = encoder.num_patches * encoder.hidden_size * torch.bfloat16.itemsize
+    dtype = FP8 if store.stored_as == "fp8" else torch.bfloat16
+    image_bytes = encoder.num_patches * encoder.hidden_size * dtype.itemsize
     ranks.on_first(lambda: _check_space(store.folder, len(missing), image_bytes))
     share = missing[ranks.rank :: ranks.world_size]
     failed: OSError | None = None
@@ -191,12 +198,12 @@ def _write(features: Iterator[StoredImage], total: int, store: FeatureStore, pro
         shard.append(stored)
         shard_bytes += stored.features.nbytes
         if shard_bytes >= SHARD_BYTES:
-            save_weights(shard_path(store.folder), shard_tensors(shard))
+            save_weights(shard_path(store.folder), shard_tensors(shard, store.stored_as))
             shard, shard_bytes = [], 0
         progress(seen, total, seen / (time.perf_counter() - started_s))
         done = seen
     if shard:
-        save_weights(shard_path(store.folder), shard_tensors(shard))
+        save_weights(shard_path(store.folder), shard_tensors(shard, store.stored_as))
     return done
 
 
@@ -209,8 +216,7 @@ def _encoded(captioner: Captioner, groups: Iterator[Any], precision: Precision) 
             continue
         tiles = [torch.from_numpy(tiles) for _, tiles, _ in readable]
         device = captioner.device
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-        with torch.no_grad(), autocast:
+        with torch.no_grad(), autocast(device, precision):
             features: Tensor = captioner.encode_images(torch.cat(tiles).to(device))
         parts = features.to("cpu", torch.bfloat16).split([len(part) for part in tiles])
         for (fingerprint, _, size), part in zip(readable, parts, strict=True):

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,9 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface
 
 from prismcap.data.schema import Batch
-from prismcap.model.attention import SEGMENTS, is_flattened, segments_are_smaller
+from prismcap.model.attention import SEGMENTS, is_flattened
 from prismcap.model.captioner import Captioner
 from prismcap.model.loss import num_chunks
+from prismcap.model.segment_attention import LONGEST_OF_PRODUCTS, group_bounds
 
 PARTS = ("vision_encoder", "connector", "llm", "attention", "head")
 _PROBE = "prismcap_flop_probe"
@@ -182,13 +184,14 @@ class FlopModel:
         fused = cost + (self.attention.forward / 2 if self.attention.backward else 0.0)
         if is_flattened(self.implementation):
             return fused * pairs
-        square = shape.rows * shape.row_tokens**2
         if self.implementation == SEGMENTS:
             # a batch without samples runs each of its rows as one
-            lengths = shape.segments or (shape.row_tokens,) * shape.rows
-            if segments_are_smaller(len(lengths), max(lengths), shape.rows, shape.row_tokens):
-                return cost * len(lengths) * max(lengths) ** 2
-        return (cost if self.implementation == "eager" else fused) * square
+            lengths = sorted(shape.segments or (shape.row_tokens,) * shape.rows, reverse=True)
+            return sum(
+                (cost if lengths[first] <= LONGEST_OF_PRODUCTS else fused) * (end - first) * lengths[first] ** 2
+                for first, end in pairwise(group_bounds(lengths))
+            )
+        return (cost if self.implementation == "eager" else fused) * shape.rows * shape.row_tokens**2
 
     def step(self, shapes: Iterable[BatchShape]) -> Flops:
         """The sum over micro-batches."""

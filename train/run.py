@@ -44,6 +44,7 @@ from prismcap.train.fit import StepCallback, fit
 from prismcap.train.lengths import lengths_for
 from prismcap.train.mfu import MfuMeter
 from prismcap.train.optim import total_steps
+from prismcap.train.precision import settle_precision
 from prismcap.train.random_state import load_random_state, save_random_state
 from prismcap.train.runfolder import comparable, open_run, stages_up_to
 from prismcap.train.signals import StopRequest
@@ -73,6 +74,7 @@ def run_training(
     stop = StopRequest()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+    config = settle_precision(config, ranks)
     require_agreement("the config", lambda: config_hash(config), ranks)
     with open_run(config, resume, ranks) as run_dir:
         sinks = open_sinks(config, run_dir) if ranks.is_first else []
@@ -237,7 +239,9 @@ class _StageRun:
     def _features(self, captioner: Captioner, mix: Mix, steps: int) -> FeatureInputs:
         stage = self.stage
         spec = replace(captioner.image_spec, geometry=stage.data.geometry)
-        store = open_store(self.config.model.vision_encoder, captioner.vision_encoder, spec, stage.precision)
+        component, encoder = self.config.model.vision_encoder, captioner.vision_encoder
+        assert stage.feature_cache
+        store = open_store(component, encoder, spec, stage.precision, stage.feature_cache)
         positions = steps * stage.batch.samples_per_step
         fill(captioner, mix, positions, spec, store, self.ranks, stage.precision, stage.data.num_workers)
         return FeatureInputs(store, spec)

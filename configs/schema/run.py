@@ -60,7 +60,7 @@ class RunConfig(Section):
     model: ModelConfig
     stages: dict[str, StageConfig] = Field(min_length=1)
     prompt: str = Field(
-        default="Describe the picture in one sentence.",
+        default="Describe the picture.",
         min_length=1,
         description="the instruction that captioning asks by default; written into the export",
     )

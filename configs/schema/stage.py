@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prismcap.configs.schema.base import Component, Section
 from prismcap.configs.schema.data import BatchConfig, DataConfig
 
-Precision = Literal["fp32", "bf16"]
+# auto: bf16 where the device is faster in it, else fp32. A run settles it once, in its first start
+Precision = Literal["auto", "fp32", "bf16"]
 Group = Literal["vision_encoder", "connector", "llm"]
 
 
@@ -107,11 +108,18 @@ class StageConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig
     engine: Component = Component(name="torch")
-    precision: Precision = "bf16"
+    precision: Precision = "auto"
     gradient_checkpointing: bool = False
     kernels: KernelConfig = KernelConfig()
-    feature_cache: bool = Field(default=False, description="keep a frozen encoder's features on disk")
+    feature_cache: Literal[False, "bf16", "fp8"] = Field(
+        default=False, description="keep a frozen encoder's features on disk, as what; true is bf16"
+    )
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @field_validator("feature_cache", mode="before")
+    @classmethod
+    def _true_is_bf16(cls, value: object) -> object:
+        return "bf16" if value is True else value
 
     @model_validator(mode="after")
     def _samples_fit_a_row(self) -> StageConfig:

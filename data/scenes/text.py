@@ -19,7 +19,7 @@ Kind = Literal["short", "long", "place", "count", "yes_no"]
 KINDS: tuple[Kind, ...] = ("short", "long", "place", "count", "yes_no")
 CAPTION_KINDS: tuple[Kind, ...] = ("short", "long")
 
-SHORT_PROMPT = "Describe the picture in one sentence."
+SHORT_PROMPT = "Describe the picture."
 LONG_PROMPT = "Describe the picture in detail."
 
 PLACE_PHRASES: dict[Place, str] = {

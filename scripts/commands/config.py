@@ -44,8 +44,11 @@ def show(config: str, overrides: tuple[str, ...], deepspeed: bool) -> None:
 def deepspeed_json(config: RunConfig) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """By stage, what its engine hands to DeepSpeed; and the stages of other engines, as `stage: engine`."""
     from prismcap.configs.registry import component_options
+    from prismcap.train.distributed import pick_device
     from prismcap.train.engines.deepspeed import Options, deepspeed_config
+    from prismcap.train.precision import fastest_precision, with_precision
 
+    config = with_precision(config, fastest_precision(pick_device()))
     generated, others = {}, []
     for name, stage in config.stages.items():
         _, options = component_options("engine", stage.engine, f"stages.{name}.engine")

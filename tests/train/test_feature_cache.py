@@ -68,6 +68,26 @@ def test_stored_features_are_the_encoders_rounded_to_bf16(
     assert missing_images(mix, 1000, FeatureStore(store.folder)) == []
 
 
+def test_fp8_takes_half_the_room_and_rounds_to_three_bits(make_config: Make) -> None:
+    config = make_config()
+    captioner, mix, exact, _ = filled(config)
+    spec = replace(captioner.image_spec, geometry=config.stages["align"].data.geometry)
+    component = config.model.vision_encoder
+    store = open_store(component, captioner.vision_encoder, spec, "fp32", "fp8")
+    assert store.folder != exact.folder and len(store) == 0
+    assert fill(captioner, mix, 1000, spec, store, Ranks(), "fp32") == len(exact)
+    again = FeatureStore(store.folder)  # a shard says itself what it holds
+    for fingerprint in exact._places:
+        expected, found = exact.read(fingerprint).features.float(), again.read(fingerprint).features
+        # e4m3 has three bits behind the point: half a step is 1/16 of the value, and what is far below
+        # the patch's largest value is lost
+        largest = expected.abs().amax(-1, keepdim=True)
+        assert ((found - expected).abs() <= expected.abs() / 16 + largest / 448 / 16).all()
+        assert not torch.equal(found, expected)
+    sizes = [sum(path.stat().st_size for path in folder.iterdir()) for folder in (store.folder, exact.folder)]
+    assert sizes[0] < 0.75 * sizes[1]
+
+
 def test_training_with_the_cache_is_training_without(make_config: Make) -> None:
     losses: dict[bool, list[float]] = {True: [], False: []}
     for cached in losses:

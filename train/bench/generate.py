@@ -11,6 +11,7 @@ import torch
 from prismcap.data.length_mixes import SampleLength
 from prismcap.model.build import build_captioner
 from prismcap.model.generate import generate
+from prismcap.model.precision import autocast
 from prismcap.train.bench import memory
 from prismcap.train.bench.cases import LLMS, VISION_WIDTHS, GenerateCase, model_config
 from prismcap.train.bench.job import Figures
@@ -43,10 +44,9 @@ class GenerateJob:
     def run(self, step: int) -> Figures:  # noqa: ARG002 - every step is the same
         """Time and the tokens that came out."""
         memory.restart_peak()
-        device, enabled = self.captioner.device, self.case.precision == "bf16"
         tokens: list[list[int]] = []
         started_s = time.perf_counter()
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+        with torch.no_grad(), autocast(self.captioner.device, self.case.precision):
             for start in range(0, len(self.prompts), self.batch_size):
                 part = slice(start, start + self.batch_size)
                 generated = generate(

@@ -25,6 +25,7 @@ from prismcap.model.attention import FLATTENED
 from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner
 from prismcap.model.kernels import decoder_layers
+from prismcap.model.precision import autocast
 from prismcap.model.trainable import prepare_stage
 from prismcap.model.vision._huggingface import TowerEncoder
 from prismcap.train.bench.cases import LLMS, TrainCase, model_config, stage_config
@@ -94,7 +95,7 @@ class Llava:
             inputs = {name: value.to(self.device) for name, value in batch.items()}
             if self.options.tuned:
                 inputs |= where_supervised(inputs["labels"])
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.case.precision == "bf16"):
+            with autocast(self.device, self.case.precision):
                 loss = self.model(**inputs, num_items_in_batch=num_targets, use_cache=False).loss
             if loss.requires_grad:  # text alone reaches nothing that stage align trains
                 loss.backward()

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from prismcap.data.schema import IGNORE_INDEX
 from prismcap.model.loss import token_loss
+from prismcap.model.precision import autocast
 from prismcap.train.bench import memory
 from prismcap.train.bench.cases import LossCase
 from prismcap.train.bench.job import Figures
@@ -46,8 +47,7 @@ class LossJob:
         memory.restart_peak()
         before_mb = memory.current_mb()
         started_s = time.perf_counter()
-        enabled = self.case.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
+        with autocast(self.device, self.case.precision):
             loss = self._mean(hidden_TH)
         loss.backward()
         value = float(loss.detach())

@@ -12,6 +12,7 @@ import torch
 from prismcap.configs.schema.stage import StageConfig
 from prismcap.data.schema import Batch
 from prismcap.model.captioner import Captioner
+from prismcap.model.precision import autocast
 from prismcap.train.distributed import Ranks
 from prismcap.train.doctor.findings import Finding, error, ok, warning
 from prismcap.train.engines._contract import NonFiniteError
@@ -83,7 +84,7 @@ def forward_and_backward(captioner: Captioner, batch: Batch, stage: StageConfig)
     """As the torch engine does, but without an optimiser; the gradients are gone afterwards."""
     captioner.train()
     try:
-        with torch.autocast(captioner.device.type, torch.bfloat16, enabled=stage.precision == "bf16"):
+        with autocast(captioner.device, stage.precision):
             loss = captioner(batch.to(captioner.device)).loss_sum
         loss.backward()
     finally:

@@ -10,6 +10,7 @@ from torch import Tensor
 from prismcap.configs.schema.stage import StageConfig
 from prismcap.data.schema import Batch
 from prismcap.model.captioner import Captioner
+from prismcap.model.precision import autocast
 from prismcap.model.trainable import GROUPS, group_of, trainable_parameters
 from prismcap.train.doctor.findings import Finding, error, ok, warning
 
@@ -64,7 +65,7 @@ def check_learning(name: str, captioner: Captioner, batch: Batch, stage: StageCo
     handles = [value.register_post_accumulate_grad_hook(note(key)) for key, value in trained.items()]
     captioner.train()
     try:
-        with torch.autocast(captioner.device.type, torch.bfloat16, enabled=stage.precision == "bf16"):
+        with autocast(captioner.device, stage.precision):
             output = captioner(batch.to(captioner.device))
         output.loss_sum.backward()
     finally:
@@ -73,6 +74,8 @@ def check_learning(name: str, captioner: Captioner, batch: Batch, stage: StageCo
     targets = output.num_target_tokens
     vocabulary = captioner.llm.get_input_embeddings().num_embeddings
     loss = float(output.loss_sum.detach()) / max(1, targets)
+    # as a step has it: of the mean over the supervised tokens
+    norms = {key: value / max(1, targets) ** 2 for key, value in norms.items()}
     return [_loss_finding(name, loss, targets, vocabulary), *_gradient_findings(name, norms, list(trained))]
 
 

@@ -35,9 +35,10 @@ from torch import Tensor, nn
 
 from prismcap.configs.errors import MissingExtraError
 from prismcap.configs.schema.base import Section
-from prismcap.configs.schema.stage import StageConfig
+from prismcap.configs.schema.stage import Precision, StageConfig
 from prismcap.data.schema import Batch, DataError
 from prismcap.model.captioner import Captioner, Output
+from prismcap.model.precision import autocast
 from prismcap.model.trainable import trainable_parameters
 from prismcap.train.distributed import TIMEOUT, Ranks
 from prismcap.train.engines._contract import StepResult
@@ -132,14 +133,14 @@ def weights_in_bf16(options: Options, stage: StageConfig) -> bool:
 class _Autocast(nn.Module):
     """Autocast from the inside: DeepSpeed switches off one that is entered around its forward."""
 
-    def __init__(self, captioner: Captioner, device: torch.device, enabled: bool) -> None:
+    def __init__(self, captioner: Captioner, device: torch.device, precision: Precision) -> None:
         super().__init__()
         self.captioner = captioner
-        self.device_type = device.type
-        self.enabled = enabled
+        self.device = device
+        self.precision: Precision = precision
 
     def forward(self, batch: Batch) -> Output:
-        with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.enabled):
+        with autocast(self.device, self.precision):
             output: Output = self.captioner(batch)
         return output
 
@@ -167,7 +168,7 @@ class DeepSpeedEngine:
         if options.zero_stage == 3:
             # gathered at its call, adapters too: in it the loss runs chunks, not equally many on each rank
             deepspeed.utils.set_z3_leaf_module(captioner.llm.get_output_embeddings(), True)
-        wrapped = _Autocast(captioner, ranks.device, stage.precision == "bf16")
+        wrapped = _Autocast(captioner, ranks.device, stage.precision)
         self.engine, *_ = deepspeed.initialize(
             model=wrapped,
             optimizer=self.optimizer,
@@ -251,7 +252,7 @@ class DeepSpeedEngine:
             with (
                 torch.no_grad(),
                 gathered,
-                torch.autocast(self.ranks.device.type, torch.bfloat16, self.stage.precision == "bf16"),
+                autocast(self.ranks.device, self.stage.precision),
             ):
                 yield
         finally:

@@ -18,6 +18,7 @@ from prismcap.configs.schema.base import Section
 from prismcap.configs.schema.stage import StageConfig
 from prismcap.data.schema import Batch, DataError
 from prismcap.model.captioner import Captioner
+from prismcap.model.precision import autocast
 from prismcap.model.trainable import load_trainable_state, trainable_state
 from prismcap.model.weights import load_weights, save_weights
 from prismcap.train.distributed import Ranks
@@ -87,9 +88,7 @@ class TorchEngine:
         set_learning_rates(self.optimizer, lr_factor(self.stage.schedule, self.step, self.total_steps))
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(
-            self.ranks.device.type, dtype=torch.bfloat16, enabled=self.stage.precision == "bf16"
-        )
+        return autocast(self.ranks.device, self.stage.precision)
 
     def train_step(self, micro_batches: Sequence[Batch], max_loss: float = math.inf) -> StepResult:
         step = agree(micro_batches, self.ranks)

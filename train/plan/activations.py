@@ -22,6 +22,7 @@ from prismcap.configs.schema.stage import Precision
 from prismcap.data.schema import Batch
 from prismcap.model.captioner import Captioner
 from prismcap.model.kernels import decoder_layers
+from prismcap.model.precision import autocast
 
 # even numbers: some models take turns between two kinds of attention
 LAYERS_RUN = (2, 4)
@@ -124,7 +125,7 @@ def _peak(captioner: Captioner, batch: Batch, precision: Precision) -> Counter[s
                 live.part = VISION if item.name in ("tiles", "features") else LLM
                 live.add(value)
         live.part = LLM
-        with torch.autocast(captioner.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(captioner.device, precision):
             loss = captioner(batch).loss_sum
         loss.backward()
     for parameter in trained:

@@ -39,6 +39,11 @@ class Gpu:
         fitted = "fitted on LLaVA-1.5-7B's published 3.5 h + 10 h on 8 x A100-80G"
         return fitted if self.name.upper().startswith("A100") else f"{fitted}; unknown for this type"
 
+    @property
+    def fastest_precision(self) -> Precision:
+        """What `precision: auto` comes to on it."""
+        return "fp32" if published_rate(self.name, "bf16") is None else "bf16"
+
     def flops_per_s(self, precision: Precision) -> float:
         """Published peak. Raises ConfigError where the type has no units for the precision."""
         rate = published_rate(self.name, precision, tf32=True)

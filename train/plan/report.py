@@ -22,6 +22,7 @@ from prismcap.train.plan.duration import (
 from prismcap.train.plan.gpus import Gpu
 from prismcap.train.plan.memory import PARTS, StageMemory, configured_sharding
 from prismcap.train.plan.static import Sharding
+from prismcap.train.precision import with_precision
 
 COLUMN = 11
 NAMES = 22
@@ -45,6 +46,7 @@ def plan_lines(config: RunConfig, machine: Machine, length_mixes: Mapping[str, s
         if name not in config.stages:
             raise ConfigError(f"--lengths {name}=…: no such stage; there are {', '.join(config.stages)}")
     gpu = machine.gpu
+    config = with_precision(config, gpu.fastest_precision)
     yield f"{config.name} on {machine.num_gpus} x {gpu.name} ({gpu.memory_bytes / 1e9:.1f} GB each)"
     total = 0.0
     for name in config.stages:
@@ -72,7 +74,7 @@ def _lengths(name: str, config: RunConfig, memory: StageMemory, mixes: Mapping[s
 def stage_duration(memory: StageMemory, lengths: Lengths, machine: Machine) -> Duration:
     """How long the stage takes on the machine."""
     stage = memory.stage
-    per_sample = flops_per_sample(FlopModel.of(memory.captioner), lengths, stage.feature_cache)
+    per_sample = flops_per_sample(FlopModel.of(memory.captioner), lengths, bool(stage.feature_cache))
     return duration(stage, per_sample, lengths, machine.gpu, machine.num_gpus, machine.mfu)
 
 
