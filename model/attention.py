@@ -37,9 +37,9 @@ def attention_inputs(
 ) -> dict[str, Any]:
     """The keyword arguments for the LLM's base model.
 
-    segments: no mask that anything reads; `segments` says where each sample lies. sdpa: boolean mask [B, 1, T, T], true where a position may look. eager: the
-    same, additive in `dtype`. FlashAttention: rows flattened to [1, L], no mask, `cu_seq_lens_q/k` (int32,
-    from 0 to L) and `max_length_q/k`.
+    segments: no mask that anything reads; `segments` says where each sample lies. sdpa: boolean
+    mask [B, 1, T, T], true where a position may look. eager: the same, additive in `dtype`. FlashAttention:
+    rows flattened to [1, L], no mask, `cu_seq_lens_q/k` (int32, from 0 to L) and `max_length_q/k`.
     Under a mask, padding (segment 0) looks at earlier padding and itself, so that no row of the mask is
     empty (an empty softmax is NaN); nothing looks at padding.
     """

@@ -187,9 +187,10 @@ class FlopModel:
         if self.implementation == SEGMENTS:
             # a batch without samples runs each of its rows as one
             lengths = sorted(shape.segments or (shape.row_tokens,) * shape.rows, reverse=True)
+            groups = [(lengths[first], end - first) for first, end in pairwise(group_bounds(lengths))]
             return sum(
-                (cost if lengths[first] <= LONGEST_OF_PRODUCTS else fused) * (end - first) * lengths[first] ** 2
-                for first, end in pairwise(group_bounds(lengths))
+                (cost if longest <= LONGEST_OF_PRODUCTS else fused) * num_samples * longest**2
+                for longest, num_samples in groups
             )
         return (cost if self.implementation == "eager" else fused) * shape.rows * shape.row_tokens**2
 

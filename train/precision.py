@@ -1,20 +1,12 @@
-"""`precision: auto` becomes bf16 or fp32, once in the life of a run."""
+"""Which precision a device is faster in: what `precision: auto` becomes."""
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
-
 import torch
 
-from prismcap.configs.load import load_config
 from prismcap.configs.schema.run import RunConfig
 from prismcap.configs.schema.stage import Precision
 from prismcap.train.device_rate import measured_rate
-from prismcap.train.distributed import Ranks
-from prismcap.train.runfolder import CONFIG, run_folder
-
-log = logging.getLogger(__name__)
 
 # a layer of a small LLM over few tokens: without units for bf16 it takes a CPU a tenth of a second
 _PRODUCT = {(128, 576, 576): 1}
@@ -35,36 +27,6 @@ def with_precision(config: RunConfig, precision: Precision) -> RunConfig:
     """The config with `precision` wherever a stage says auto."""
     stages = {
         name: stage.model_copy(update={"precision": precision}) if stage.precision == "auto" else stage
-        for name, stage in config.stages.items()
-    }
-    return config.model_copy(update={"stages": stages})
-
-
-def settle_precision(config: RunConfig, ranks: Ranks) -> RunConfig:
-    """The config without auto. A run that was started before keeps what it has, on whatever machine it goes
-    on: its numbers would change otherwise. Collective."""
-    if all(stage.precision != "auto" for stage in config.stages.values()):
-        return config
-    return ranks.on_first(lambda: _settled(config, ranks.device))
-
-
-def _settled(config: RunConfig, device: torch.device) -> RunConfig:
-    before = run_folder(config) / CONFIG
-    if before.is_file():
-        config = _as_before(config, before)
-    precision = fastest_precision(device)
-    for name, stage in config.stages.items():
-        if stage.precision == "auto":
-            log.info("stage %s: precision auto is %s on this %s", name, precision, device.type)
-    return with_precision(config, precision)
-
-
-def _as_before(config: RunConfig, before: Path) -> RunConfig:
-    then = load_config(before).stages
-    stages = {
-        name: stage.model_copy(update={"precision": then[name].precision})
-        if stage.precision == "auto" and name in then
-        else stage
         for name, stage in config.stages.items()
     }
     return config.model_copy(update={"stages": stages})

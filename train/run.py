@@ -44,9 +44,9 @@ from prismcap.train.fit import StepCallback, fit
 from prismcap.train.lengths import lengths_for
 from prismcap.train.mfu import MfuMeter
 from prismcap.train.optim import total_steps
-from prismcap.train.precision import settle_precision
 from prismcap.train.random_state import load_random_state, save_random_state
 from prismcap.train.runfolder import comparable, open_run, stages_up_to
+from prismcap.train.settle import settle
 from prismcap.train.signals import StopRequest
 from prismcap.train.sinks import jsonl, progress
 from prismcap.train.sinks._contract import Sink
@@ -74,7 +74,7 @@ def run_training(
     stop = StopRequest()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    config = settle_precision(config, ranks)
+    config = settle(config, ranks)
     require_agreement("the config", lambda: config_hash(config), ranks)
     with open_run(config, resume, ranks) as run_dir:
         sinks = open_sinks(config, run_dir) if ranks.is_first else []
@@ -132,11 +132,9 @@ def stage_data(config: RunConfig, name: str, captioner: Captioner) -> tuple[Mix,
     stage = config.stages[name]
     where = f"stages.{name}"
     context = SourceContext(config.seed, stage.data.max_image_pixels)
-    # a sample is never split over rows, so a row bounds it too
-    max_tokens = min(stage.data.max_tokens, stage.batch.row_tokens)
     tokenizer, token_spec = captioner.tokenizer, captioner.token_spec
     mix = build_mix(stage.data, context, f"{where}.data")
-    encoder = build_encoder(stage.template, tokenizer, token_spec, max_tokens, f"{where}.template")
+    encoder = build_encoder(stage.template, tokenizer, token_spec, stage.data.max_tokens, f"{where}.template")
     return mix, encoder, PixelInputs(replace(captioner.image_spec, geometry=stage.data.geometry))
 
 

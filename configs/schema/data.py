@@ -35,7 +35,12 @@ class BatchConfig(Section):
     """
 
     samples_per_step: int = Field(default=32, ge=1)
-    row_tokens: int = Field(default=512, ge=8, description="most tokens of a packed row")
+    row_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="most tokens of a packed row; 0: what was measured as fastest on the device "
+        "(train/settle.py), and at least data.max_tokens",
+    )
     rows_per_micro_batch: int = Field(default=4, ge=1)
     images_per_micro_batch: int = Field(default=64, ge=1)
     packing: bool = Field(

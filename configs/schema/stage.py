@@ -123,7 +123,7 @@ class StageConfig(Section):
 
     @model_validator(mode="after")
     def _samples_fit_a_row(self) -> StageConfig:
-        if self.data.max_tokens > self.batch.row_tokens:
+        if 0 < self.batch.row_tokens < self.data.max_tokens:
             raise ValueError(
                 f"data.max_tokens={self.data.max_tokens} is more than "
                 f"batch.row_tokens={self.batch.row_tokens}: a sample must fit into one row. "

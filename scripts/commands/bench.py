@@ -23,7 +23,10 @@ repeats_option = click.option(
     "--repeats", type=click.IntRange(min=1), help="Measured steps of each contender.  [default: 3; quick: 2]"
 )
 precision_option = click.option(
-    "--dtype", "precision", type=click.Choice(["bf16", "fp32"]), help="bf16 is autocast over fp32 weights.  [default: the faster one here; of `loss`: fp32]"
+    "--dtype",
+    "precision",
+    type=click.Choice(["bf16", "fp32"]),
+    help="bf16 is autocast over fp32 weights.  [default: the faster one here; of `loss`: fp32]",
 )
 threads_option = click.option(
     "--threads",
@@ -121,6 +124,37 @@ def train(mixes: tuple[str, ...], stages: tuple[Literal["align", "instruct"], ..
 
 
 @bench.command()
+@click.option("--mix", default="mix665k", show_default=True, help="Length mix.")
+@click.option("--row-tokens", default="1024,2048,4096", show_default=True, help="Row lengths to compare.")
+@click.option(
+    "--max-tokens", default=1024, show_default=True, type=click.IntRange(min=8), help="Of a sample."
+)
+@click.option("--samples", type=click.IntRange(min=1), default=16, show_default=True, help="Of a step.")
+@size_option
+@visual_option
+@precision_option
+@threads_option
+@repeats_option
+@quick_option
+@out_option
+def rows(mix: str, row_tokens: str, max_tokens: int, samples: int, **options: Any) -> None:
+    """Our training step at several row lengths: what `batch.row_tokens: 0` should be on this device."""
+    from prismcap.train.bench.cases import TrainCase
+    from prismcap.train.bench.rows import rows_report, run_rows
+    from prismcap.train.bench.train import check_case
+
+    lengths = _numbers("--row-tokens", row_tokens)
+    case = TrainCase.model_validate(
+        {"mix": mix, "samples_per_step": samples, "row_tokens": max(lengths), "max_tokens": max_tokens}
+        | _model(options)
+    )
+    check_case(case)
+    outcome = _measured(partial(run_rows, case, lengths, _repeats(options)))
+    click.echo(rows_report(outcome))
+    _write(options["out"], "rows", vars(outcome))
+
+
+@bench.command()
 @click.argument("config")
 @click.argument("overrides", nargs=-1)
 @click.option("--stage", help="Stage whose loader is measured; the first one if not given.")
@@ -132,6 +166,9 @@ def train(mixes: tuple[str, ...], stages: tuple[Literal["align", "instruct"], ..
     type=click.FloatRange(min=0, min_open=True),
     help="How long a training step would take.",
 )
+@click.option(
+    "--repeats", default=3, show_default=True, type=click.IntRange(min=1), help="Of the measured steps."
+)
 @out_option
 def data(
     config: str,
@@ -139,6 +176,7 @@ def data(
     stage: str | None,
     steps: int,
     step_time_s: float,
+    repeats: int,
     out: Path | None,
 ) -> None:
     """Loader throughput for CONFIG, and the share of time that a training step would wait for data."""
@@ -150,7 +188,7 @@ def data(
     name = stage or next(iter(run.stages))
     if name not in run.stages:
         raise ConfigError(f"{config}: no stage is called {name!r}.{nearest(name, run.stages)}")
-    figures = measure(run, name, steps, step_time_s)
+    figures = measure(run, name, steps, step_time_s, repeats)
     click.echo(report(f"{run.name} · {name}", figures))
     _write(out, "data", vars(figures) | {"config": config, "overrides": list(overrides), "stage": name})
 

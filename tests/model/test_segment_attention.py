@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prismcap.configs.errors import ConfigError
-from prismcap.model.attention import attention_inputs, register_segments
 from prismcap.model import segment_attention as module
+from prismcap.model.attention import attention_inputs, register_segments
 from prismcap.model.segment_attention import group_bounds, segment_attention, segment_groups
 
 # three rows of 17: samples of many lengths, a full row, a row that begins with a new sample at once

@@ -14,8 +14,9 @@ from prismcap.configs.schema.stage import Precision
 from prismcap.model.precision import autocast
 from prismcap.train import precision as module
 from prismcap.train.distributed import Ranks
-from prismcap.train.precision import fastest_precision, settle_precision, with_precision
+from prismcap.train.precision import fastest_precision, with_precision
 from prismcap.train.run import run_training
+from prismcap.train.settle import ROW_TOKENS, settle, with_row_tokens
 
 Make = Callable[..., RunConfig]
 CPU = torch.device("cpu")
@@ -65,7 +66,23 @@ def test_a_run_goes_on_in_the_precision_it_began_with(
     run_dir: Path = run_training(config)
     assert precisions(load_config(run_dir / "config.yaml")) == ["bf16", "bf16"]
     faster(monkeypatch, 0.01)  # another machine
-    assert precisions(settle_precision(config, Ranks())) == ["bf16", "bf16"]
+    assert precisions(settle(config, Ranks())) == ["bf16", "bf16"]
     assert run_training(config, resume="auto") == run_dir
     other = make_config(AUTO, "name=other")
-    assert precisions(settle_precision(other, Ranks())) == ["fp32", "fp32"]
+    assert precisions(settle(other, Ranks())) == ["fp32", "fp32"]
+
+
+def row_tokens(config: RunConfig) -> list[int]:
+    return [stage.batch.row_tokens for stage in config.stages.values()]
+
+
+def test_an_open_row_length_is_the_devices(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config("stages.align.batch.row_tokens=0", "stages.instruct.batch.row_tokens=99")
+    assert row_tokens(with_row_tokens(config, "cuda")) == [ROW_TOKENS["cuda"], 99]
+    assert row_tokens(settle(config, Ranks())) == [ROW_TOKENS["cpu"], 99]
+    long = make_config("stages.*.batch.row_tokens=0", "stages.*.data.max_tokens=9000")
+    assert row_tokens(with_row_tokens(long, "cuda")) == [9000, 9000]
+    before = ROW_TOKENS["cpu"]
+    run_training(config)
+    monkeypatch.setitem(ROW_TOKENS, "cpu", before + 8)  # as in a later version
+    assert row_tokens(settle(config, Ranks())) == [before, 99]

@@ -65,7 +65,8 @@ _PATCH_PX = 14
 
 
 class TrainCase(Section):
-    """One comparison of training steps. row_tokens and rows_per_micro_batch are ours alone."""
+    """One comparison of training steps. row_tokens and rows_per_micro_batch are ours alone. max_tokens: of a
+    sample; as row_tokens, where it is not given."""
 
     mix: str
     stage: StageName = "instruct"
@@ -74,10 +75,15 @@ class TrainCase(Section):
     samples_per_step: int = Field(default=16, ge=1)
     visual_tokens: int = Field(default=576, ge=1)
     row_tokens: int = Field(default=2048, ge=8)
+    max_tokens: int | None = Field(default=None, ge=8)
     rows_per_micro_batch: int = Field(default=1, ge=1)
     num_threads: int = Field(default=1, ge=1)
     num_steps: int = Field(default=4, ge=1)
     seed: int = 0
+
+    @property
+    def longest_sample(self) -> int:
+        return self.max_tokens or self.row_tokens
 
 
 class LossCase(Section):
@@ -137,7 +143,7 @@ def stage_config(case: TrainCase, compiled: bool) -> StageConfig:
     rates = LEARNING_RATES[case.stage]
     return StageConfig(
         train={group: GroupConfig(lr=rate) for group, rate in rates.items()},
-        data=DataConfig(mix=(MixItem(name=case.mix),), max_tokens=case.row_tokens),
+        data=DataConfig(mix=(MixItem(name=case.mix),), max_tokens=case.longest_sample),
         template=Component(name="plain"),
         batch=batch_config(case),
         schedule=ScheduleConfig(name="constant", warmup_ratio=0.0, max_steps=1_000_000),

@@ -8,42 +8,55 @@ from dataclasses import dataclass, replace
 from prismcap.configs.schema.run import RunConfig
 from prismcap.data.loader import StepLoader
 from prismcap.model.build import build_captioner
+from prismcap.train.bench.table import spread
 from prismcap.train.distributed import Ranks
 from prismcap.train.run import stage_loader
+from prismcap.train.settle import settle
 
 
 @dataclass(frozen=True)
 class LoaderFigures:
-    """samples_per_s: as fast as the loader can. wait_share: of the time of steps that compute for step_time_s
-    and then ask for the next one; the first step, for which every loader waits, is left out."""
+    """One value a repeat, each over the same steps. samples_per_s: as fast as the loader can. wait_shares: of
+    the time of steps that compute for step_time_s and then ask for the next one. The first step, for which
+    every loader waits, is left out."""
 
     num_steps: int
     num_samples: int
     num_workers: int
-    samples_per_s: float
-    tokens_per_s: float
+    samples_per_s: tuple[float, ...]
+    tokens_per_s: tuple[float, ...]
     padding_share: float
     step_time_s: float
-    wait_share: float
+    wait_shares: tuple[float, ...]
 
 
-def measure(config: RunConfig, stage: str, num_steps: int, step_time_s: float) -> LoaderFigures:
-    """The loader of one stage, alone and then behind a training step that does nothing but take its time.
+def measure(
+    config: RunConfig, stage: str, num_steps: int, step_time_s: float, repeats: int = 3
+) -> LoaderFigures:
+    """The loader of one stage, alone and then behind a training step that does nothing but take its time,
+    `repeats` times in turn.
 
     Raises ConfigError and DataError as training would.
     """
+    ranks = Ranks()
+    config = settle(config, ranks)
     captioner = build_captioner(config.model, seed=config.seed)
-    loader = replace(stage_loader(config, stage, captioner, Ranks()), num_steps=num_steps + 1)
-    time_s, samples, tokens, positions = _as_fast_as_it_can(loader)
+    loader = replace(stage_loader(config, stage, captioner, ranks), num_steps=num_steps + 1)
+    times_s, wait_shares = [], []
+    samples = tokens = positions = 0
+    for _ in range(repeats):
+        time_s, samples, tokens, positions = _as_fast_as_it_can(loader)
+        times_s.append(time_s)
+        wait_shares.append(_wait_share(loader, step_time_s))
     return LoaderFigures(
         num_steps=num_steps,
         num_samples=samples,
         num_workers=loader.num_workers,
-        samples_per_s=samples / time_s,
-        tokens_per_s=tokens / time_s,
+        samples_per_s=tuple(samples / time_s for time_s in times_s),
+        tokens_per_s=tuple(tokens / time_s for time_s in times_s),
         padding_share=1 - tokens / positions if positions else 0.0,
         step_time_s=step_time_s,
-        wait_share=_wait_share(loader, step_time_s),
+        wait_shares=tuple(wait_shares),
     )
 
 
@@ -77,10 +90,11 @@ def report(title: str, figures: LoaderFigures) -> str:
     """What `bench data` prints."""
     return "\n".join(
         [
-            f"{title} · {figures.num_workers} workers · {figures.num_steps} steps",
-            f"{figures.samples_per_s:.1f} samples/s, {figures.tokens_per_s:,.0f} tokens/s as fast as it can; "
-            f"padding {100 * figures.padding_share:.1f} %",
-            f"{100 * figures.wait_share:.2f} % of the time waiting behind a step of {figures.step_time_s:g} "
-            "s that leaves the processor's cores to the loader, as a GPU's does",
+            f"{title} · {figures.num_workers} workers · {figures.num_steps} steps · "
+            f"median (lowest .. highest) of {len(figures.wait_shares)} repeats",
+            f"{spread(figures.samples_per_s, 1)} samples/s, {spread(figures.tokens_per_s, 0)} tokens/s as fast "
+            f"as it can; padding {100 * figures.padding_share:.1f} %",
+            f"{spread([100 * share for share in figures.wait_shares])} % of the time waiting behind a step of "
+            f"{figures.step_time_s:g} s that leaves the processor's cores to the loader, as a GPU's does",
         ]
     )

@@ -69,7 +69,7 @@ def all_samples(case: TrainCase) -> list[Encoded]:
         case.num_steps * case.samples_per_step,
         visual_tokens=case.visual_tokens,
         seed=case.seed,
-        max_tokens=case.row_tokens,
+        max_tokens=case.longest_sample,
     )
     vocab_size = LLMS[case.size]["vocab_size"]
     return [random_sample(length, number, vocab_size, case.seed) for number, length in enumerate(lengths)]

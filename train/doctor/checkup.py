@@ -30,9 +30,9 @@ from prismcap.train.doctor.trained import check_groups, check_learning
 from prismcap.train.optim import total_steps
 from prismcap.train.plan.memory import Memory, StageMemory, configured_sharding
 from prismcap.train.plan.worst_case import worst_batch
-from prismcap.train.precision import settle_precision
 from prismcap.train.run import build_engine, seed_everything, stage_data
 from prismcap.train.runfolder import run_folder
+from prismcap.train.settle import settle
 
 ExportCheck = Callable[[Captioner, RunConfig], None]
 
@@ -151,7 +151,7 @@ def check_run(
 
     `check_export` is called on rank 0 with the captioner, and raises when an export would fail.
     """
-    config = settle_precision(config, ranks)
+    config = settle(config, ranks)
     checkup = Checkup(config, ranks, say, colour)
     checkup.note(check_agreement("config", config_hash(config), ranks))
     if checkup.failed:

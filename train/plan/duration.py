@@ -77,7 +77,7 @@ def lengths_of_data(name: str, config: RunConfig, captioner: Captioner) -> Lengt
         stage.template,
         captioner.tokenizer,
         captioner.token_spec,
-        min(stage.data.max_tokens, stage.batch.row_tokens),
+        stage.data.max_tokens,
         f"{where}.template",
     )
     found = []

@@ -23,6 +23,7 @@ from prismcap.train.plan.gpus import Gpu
 from prismcap.train.plan.memory import PARTS, StageMemory, configured_sharding
 from prismcap.train.plan.static import Sharding
 from prismcap.train.precision import with_precision
+from prismcap.train.settle import with_row_tokens
 
 COLUMN = 11
 NAMES = 22
@@ -46,7 +47,7 @@ def plan_lines(config: RunConfig, machine: Machine, length_mixes: Mapping[str, s
         if name not in config.stages:
             raise ConfigError(f"--lengths {name}=…: no such stage; there are {', '.join(config.stages)}")
     gpu = machine.gpu
-    config = with_precision(config, gpu.fastest_precision)
+    config = with_row_tokens(with_precision(config, gpu.fastest_precision), "cuda")
     yield f"{config.name} on {machine.num_gpus} x {gpu.name} ({gpu.memory_bytes / 1e9:.1f} GB each)"
     total = 0.0
     for name in config.stages:

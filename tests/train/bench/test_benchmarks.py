@@ -12,13 +12,16 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from prismcap.configs.errors import ConfigError
+from prismcap.configs.load import to_yaml
 from prismcap.configs.schema.run import RunConfig
 from prismcap.scripts.commands.bench import bench
 from prismcap.train.bench import memory, pairs
 from prismcap.train.bench import train as bench_train
 from prismcap.train.bench.cases import GenerateCase, LossCase, TrainCase
-from prismcap.train.bench.data import measure, report
+from prismcap.train.bench.data import LoaderFigures, measure, report
 from prismcap.train.bench.race import BenchError
+from prismcap.train.bench.rows import rows_report, run_rows
 from prismcap.train.bench.train import Plan, choose, ratios
 
 TOY = ("--quick", "--samples", "4", "--visual-tokens", "16", "--row-tokens", "256", "--threads", "1")
@@ -131,13 +134,51 @@ def test_another_loss_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
         pairs.run_loss(LossCase(vocabulary=50, hidden=8, positions=64), 1)
 
 
+@pytest.mark.usefixtures("in_process")
+def test_row_lengths_are_raced_on_the_same_samples() -> None:
+    case = TrainCase(
+        mix="mix665k", size="tiny", precision="fp32", samples_per_step=6, visual_tokens=16, max_tokens=100
+    )
+    outcome = run_rows(case, (128, 512), repeats=2)
+    assert list(outcome.steps) == [128, 512]
+    short, long = outcome.steps[128], outcome.steps[512]
+    assert [step["num_tokens"] for step in short] == [step["num_tokens"] for step in long]
+    assert [step["loss"] for step in short] == pytest.approx([step["loss"] for step in long], rel=1e-4)
+    assert any(one["num_positions"] != other["num_positions"] for one, other in zip(short, long, strict=True))
+    printed = rows_report(outcome)
+    assert "128" in printed and "512" in printed and "up to 100 tokens" in printed
+    with pytest.raises(ConfigError, match=r"--row-tokens 64.*--max-tokens"):
+        run_rows(case, (64, 128), repeats=1)
+
+
 def test_the_loader_is_counted(make_config: Callable[..., RunConfig]) -> None:
     config = make_config()
-    figures = measure(config, "instruct", num_steps=3, step_time_s=0.001)
+    figures = measure(config, "instruct", num_steps=3, step_time_s=0.001, repeats=2)
     assert figures.num_samples == 3 * 6
-    assert 0 <= figures.wait_share <= 1
+    assert len(figures.wait_shares) == len(figures.samples_per_s) == len(figures.tokens_per_s) == 2
+    assert all(0 <= share <= 1 for share in figures.wait_shares)
     assert 0 <= figures.padding_share < 1
-    assert "samples/s" in report("tiny · instruct", figures)
+
+
+def test_the_loaders_figures_are_printed_with_their_spread() -> None:
+    figures = LoaderFigures(5, 30, 2, (10.0, 30.0, 20.0), (100.0, 300.0, 210.0), 0.1, 0.5, (0.0, 0.5, 0.01))
+    printed = report("tiny · instruct", figures)
+    assert "5 steps · median (lowest .. highest) of 3 repeats" in printed
+    assert "20.0 (10.0 .. 30.0) samples/s, 210 (100 .. 300) tokens/s" in printed
+    assert "1.00 (0.00 .. 50.00) % of the time waiting behind a step of 0.5 s" in printed
+
+
+def test_what_a_config_leaves_open_is_settled_for_the_loader(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    out = tmp_path / "bench.json"
+    source = tmp_path / "open.yaml"
+    config = make_config("stages.*.batch.row_tokens=0", "stages.*.precision=auto")
+    source.write_text(to_yaml(config))
+    done = invoke(*("data", str(source), "--steps", "2", "--step-time-s", "0.001", "--out", str(out)))
+    assert done.exit_code == 0, done.output
+    results = json.loads(out.read_text())["results"]
+    assert len(results["wait_shares"]) == 3 and results["num_samples"] == 2 * 6
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak can be set back on Linux alone")
