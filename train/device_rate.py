@@ -77,13 +77,22 @@ def gpu_peak(name: str) -> GpuPeak | None:
 
 
 def published_rate(name: str, precision: Precision, tf32: bool = False) -> float | None:
-    """The peak of a GPU in a precision; fp32 by TF32 units where torch is told to use them."""
+    """The peak of a GPU in a precision; fp32 by TF32 units where torch is told to use them.
+
+    Raises ValueError for auto, which is no precision yet (train/precision.py).
+    """
+    _refuse_auto(precision)
     peak = gpu_peak(name)
     if peak is None:
         return None
     if precision == "bf16":
         return peak.bf16
     return peak.tf32 if tf32 and peak.tf32 else peak.fp32
+
+
+def _refuse_auto(precision: Precision) -> None:
+    if precision == "auto":
+        raise ValueError("precision: auto has no rate: it must be settled first (train/precision.py)")
 
 
 def matrix_shapes(captioner: Captioner, num_positions: int) -> dict[tuple[int, int, int], int]:
@@ -134,7 +143,9 @@ def _wait_for(device: torch.device) -> None:
 def device_rate(
     captioner: Captioner, device: torch.device, precision: Precision, num_positions: int
 ) -> DeviceRate:
-    """Published for a GPU that is in the table, else measured here, within a second."""
+    """Published for a GPU that is in the table, else measured here, within a second. Raises ValueError for
+    auto."""
+    _refuse_auto(precision)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         tf32 = torch.get_float32_matmul_precision() != "highest"

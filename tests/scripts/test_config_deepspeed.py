@@ -60,6 +60,7 @@ def test_what_is_printed_is_what_the_engine_hands_to_deepspeed(
     overrides = [
         ZERO3[0],
         f"stages.*.engine.zero_stage={zero_stage}",
+        "stages.*.precision=bf16",
         "stages.instruct.optimizer.clip_norm=.inf",
     ]
     done = run(*overrides, "--deepspeed")
@@ -76,6 +77,16 @@ def test_what_is_printed_is_what_the_engine_hands_to_deepspeed(
         assert printed[name] == handed.value.config
     assert printed["align"]["gradient_clipping"] > 0 and printed["instruct"]["gradient_clipping"] == 0
     assert printed["instruct"]["zero_optimization"]["stage"] == zero_stage
+
+
+@pytest.mark.parametrize("faster", ["bf16", "fp32"])
+def test_an_open_precision_is_printed_as_this_machine_settles_it(
+    faster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prismcap.train.precision.fastest_precision", lambda _: faster)
+    for override, expected in (("auto", faster), ("fp32", "fp32")):
+        printed = json.loads(run(*ZERO3, f"stages.*.precision={override}", "--deepspeed").stdout)
+        assert [values["bf16"]["enabled"] for values in printed.values()] == 2 * [expected == "bf16"]
 
 
 def test_deepspeed_reads_what_is_printed() -> None:

@@ -12,7 +12,14 @@ from torch import nn
 from prismcap.configs.schema.run import RunConfig
 from prismcap.model.build import build_captioner
 from prismcap.train import device_rate as rates
-from prismcap.train.device_rate import GPU_PEAKS, gpu_peak, matrix_shapes, measured_rate, published_rate
+from prismcap.train.device_rate import (
+    GPU_PEAKS,
+    device_rate,
+    gpu_peak,
+    matrix_shapes,
+    measured_rate,
+    published_rate,
+)
 
 CPU = torch.device("cpu")
 
@@ -52,6 +59,13 @@ def test_precision_picks_the_unit() -> None:
     assert published_rate("A100", "fp32", tf32=True) == 156e12
     assert published_rate("V100", "fp32", tf32=True) == 15.7e12
     assert published_rate("V100", "bf16") is None
+
+
+def test_auto_has_no_rate(make_config: Callable[..., RunConfig]) -> None:
+    with pytest.raises(ValueError, match="auto has no rate"):
+        published_rate("A100", "auto")
+    with pytest.raises(ValueError, match="auto has no rate"):
+        device_rate(build_captioner(make_config().model), CPU, "auto", 10)
 
 
 def test_the_shapes_are_those_of_the_layers(make_config: Callable[..., RunConfig]) -> None:

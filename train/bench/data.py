@@ -92,9 +92,9 @@ def report(title: str, figures: LoaderFigures) -> str:
         [
             f"{title} · {figures.num_workers} workers · {figures.num_steps} steps · "
             f"median (lowest .. highest) of {len(figures.wait_shares)} repeats",
-            f"{spread(figures.samples_per_s, 1)} samples/s, {spread(figures.tokens_per_s, 0)} tokens/s as fast "
-            f"as it can; padding {100 * figures.padding_share:.1f} %",
-            f"{spread([100 * share for share in figures.wait_shares])} % of the time waiting behind a step of "
-            f"{figures.step_time_s:g} s that leaves the processor's cores to the loader, as a GPU's does",
+            f"{spread(figures.samples_per_s, 1)} samples/s, {spread(figures.tokens_per_s, 0)} tokens/s as "
+            f"fast as it can; padding {100 * figures.padding_share:.1f} %",
+            f"{spread([100 * share for share in figures.wait_shares])} % of the time waiting behind a step "
+            f"of {figures.step_time_s:g} s that leaves the processor's cores to the loader, as a GPU's does",
         ]
     )

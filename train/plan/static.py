@@ -41,7 +41,9 @@ class Sharding:
         return "torch" if self.zero_stage is None else f"ZeRO-{self.zero_stage}"
 
     def weights_in_bf16(self, precision: Precision) -> bool:
-        """As deepspeed.weights_in_bf16 says; the torch engine never does."""
+        """As deepspeed.weights_in_bf16 says; the torch engine never does. Raises ValueError for auto."""
+        if precision == "auto":
+            raise ValueError("precision: auto must be settled before memory is counted (train/precision.py)")
         return precision == "bf16" and (self.zero_stage or 0) > 0
 
 

@@ -14,6 +14,8 @@ from prismcap.configs.schema.run import ModelConfig, RunConfig
 from prismcap.configs.schema.stage import StageConfig
 from prismcap.model.trainable import prepare_stage
 from prismcap.train.plan.memory import StageMemory, shape_captioner
+from prismcap.train.precision import with_precision
+from prismcap.train.settle import with_row_tokens
 
 TOWER = {
     "hidden_size": 64,
@@ -60,6 +62,11 @@ SMOLLM2_360M = {
     "tie_word_embeddings": True,
 }
 
+# what each shipped recipe takes from a hub, by the part of the model whose path it is
+HUB: dict[str, dict[str, dict[str, Any]]] = {
+    "recipes/siglip_smollm2": {"vision_encoder": SIGLIP_SO400M, "llm": SMOLLM2_360M},
+}
+
 
 @pytest.fixture
 def small_model() -> ModelConfig:
@@ -91,25 +98,40 @@ def make_stage() -> Callable[..., StageConfig]:
 
 
 @pytest.fixture(scope="session")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    """configs/recipes/siglip_smollm2 with directories that hold nothing but config.json."""
-    folder = tmp_path_factory.mktemp("hub")
-    for name, values in (("siglip", SIGLIP_SO400M), ("smollm2", SMOLLM2_360M)):
-        (folder / name).mkdir()
-        (folder / name / "config.json").write_text(json.dumps(values))
-    paths = [f"model.vision_encoder.path={folder / 'siglip'}", f"model.llm.path={folder / 'smollm2'}"]
-    return load_config("recipes/siglip_smollm2", paths)
+def sized_recipes() -> set[str]:
+    """The presets whose models' sizes are known here."""
+    return set(HUB)
 
 
 @pytest.fixture(scope="session")
-def stage_memory(recipe: RunConfig) -> Callable[[str, str], StageMemory]:
-    """Of a stage of `recipe`, `llava_7b` or `llava_13b`, prepared for it: each big captioner is made once."""
-    here = Path(__file__).parent
-    llava = {f"llava_{size}": load_config(here / f"llava_1_5_{size}.yaml") for size in ("7b", "13b")}
-    configs = llava | {"recipe": recipe}
+def load_full_size(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunConfig]:
+    """A shipped recipe, with directories that hold nothing but config.json for its models; `llava_7b` or
+    `llava_13b`. Settled as on a GPU."""
+
+    def load(name: str) -> RunConfig:
+        if name.startswith("llava_"):
+            config = load_config(Path(__file__).parent / f"llava_1_5_{name.removeprefix('llava_')}.yaml")
+        else:
+            overrides = []
+            for part, values in HUB[name].items():
+                folder = tmp_path_factory.mktemp(part)
+                (folder / "config.json").write_text(json.dumps(values))
+                overrides.append(f"model.{part}.path={folder}")
+            config = load_config(name, overrides)
+        return with_row_tokens(with_precision(config, "bf16"), "cuda")
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def stage_memory(load_full_size: Callable[[str], RunConfig]) -> Callable[[str, str], StageMemory]:
+    """Of a stage of what load_full_size loads, prepared for it: each big captioner is made once."""
+    configs: dict[str, RunConfig] = {}
     made: dict[str, Any] = {}
 
     def get(name: str, stage: str) -> StageMemory:
+        if name not in configs:
+            configs[name] = load_full_size(name)
         config, chosen = configs[name], configs[name].stages[stage]
         if name not in made:
             made[name] = shape_captioner(config.model, chosen)

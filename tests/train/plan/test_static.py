@@ -98,6 +98,12 @@ def test_deepspeed_engines_on_two_ranks(world: Path, held: Any, name: str) -> No
     }
 
 
+def test_auto_is_not_taken_for_fp32(small_model: ModelConfig, make_stage: MakeStage) -> None:
+    for sharding in (Sharding(None), Sharding(2, 8)):
+        with pytest.raises(ValueError, match="auto must be settled"):
+            StageMemory(small_model, make_stage(precision="auto")).of(sharding)
+
+
 def test_shares_add_up_over_ranks(small_model: ModelConfig, make_stage: MakeStage) -> None:
     stage = make_stage(precision="bf16")
     sizes = StageMemory(small_model, stage).sizes
