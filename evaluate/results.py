@@ -74,6 +74,22 @@ def weights_id(run_dir: Path, stage: str) -> str:
     return digest.hexdigest()
 
 
+def measured_before(run_dir: Path, weights: str, quick: bool) -> tuple[dict[str, Any], set[str]]:
+    """The `about` of metrics.json and the keys there that need not be measured again: of these weights.
+
+    Not those that were limited, nor those whose label, of a quick config or not, would be another now.
+    Both are empty when no key is left, or no file can be read.
+    """
+    with _writing(run_dir / METRICS):
+        old = _read_json(run_dir / METRICS)
+    about = old.get(ABOUT, {})
+    if about.get("weights") != weights:
+        return {}, set()
+    whole = old.keys() - {ABOUT, *about.get("limited_in", [])}
+    held = {key for key in whole if (key in about.get("quick_in", [])) == quick}
+    return (dict(about), held) if held else ({}, set())
+
+
 def write_results(
     run_dir: Path,
     about: dict[str, Any],

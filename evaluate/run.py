@@ -26,7 +26,14 @@ from prismcap.data.sources._contract import SourceContext
 from prismcap.evaluate.caption_loss import sample_losses
 from prismcap.evaluate.inference import FeatureStore, Request, generate_texts, inference
 from prismcap.evaluate.intervals import MIN_ITEMS, paired_bootstrap
-from prismcap.evaluate.results import ABOUT, check_writable, save_thumbnail, weights_id, write_results
+from prismcap.evaluate.results import (
+    ABOUT,
+    check_writable,
+    measured_before,
+    save_thumbnail,
+    weights_id,
+    write_results,
+)
 from prismcap.evaluate.scenes.controls import BlankImage, shuffled_partners
 from prismcap.evaluate.scenes.figures import CONTROLS, Control, Result, figure_values, figures_of
 from prismcap.evaluate.scenes.items import Item, split_items
@@ -43,10 +50,19 @@ CAPTION_LOSS = "caption_loss"
 
 @dataclass
 class Clock:
-    """Seconds spent by part, for metrics.json and for whoever wants it faster."""
+    """Seconds spent by part, for metrics.json and for whoever wants it faster.
+
+    earlier_s: those of an earlier call, whose parts are taken over.
+    """
 
     started_s: float = field(default_factory=time.perf_counter)
     parts_s: dict[str, float] = field(default_factory=dict)
+    earlier_s: float = 0.0
+
+    def go_on_from(self, about: Mapping[str, Any]) -> None:
+        """Add what an earlier call took, by its `about`."""
+        self.parts_s.update(about.get("parts_s", {}))
+        self.earlier_s = about.get("total_s", 0.0)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -58,7 +74,7 @@ class Clock:
 
     @property
     def total_s(self) -> float:
-        return time.perf_counter() - self.started_s
+        return self.earlier_s + time.perf_counter() - self.started_s
 
 
 def evaluate_run(
@@ -67,59 +83,65 @@ def evaluate_run(
     limit: int | None = None,
     device: str = "cpu",
     show_progress: bool = False,
+    missing: bool = False,
 ) -> dict[str, Any]:
     """Measure, write metrics.json, captions.jsonl and pictures/ into the run folder; returns the metrics.
 
+    Each split and each stage's caption loss is written as soon as it is measured.
+
     splits: names to measure, none means all. limit: at most so many items of each kind, for a look.
+    missing: leave out what the files hold already, whole and of the same weights.
     Raises ConfigError for a folder that is no finished run, a run without `evaluation`, or an unknown
     split; DataError when a split cannot be measured or the folder cannot be written.
     """
     clock = Clock()
     config, evaluation, chosen = _plan(run_dir, splits)
+    weights = weights_id(run_dir, list(config.stages)[-1])
+    before, held = measured_before(run_dir, weights, evaluation.quick) if missing else ({}, set())
+    losses = {
+        stage: split
+        for stage, split in evaluation.caption_loss.items()
+        if split in chosen and stage not in held
+    }
+    names = [name for name in evaluation.splits if name in chosen and name not in held]
     items = {
         name: split_items(name, evaluation.splits[name], _context(config), limit)
         for name in evaluation.splits
-        if name in chosen
+        if name in (*names, *losses.values())
     }
-    figures: dict[str, Any] = {}
-    notes: dict[str, str] = {}
-    for stage, split in evaluation.caption_loss.items():
-        if split in chosen:
-            with clock.part("caption_loss"):
-                bar = _Bar(show_progress, f"caption loss after {stage}")
-                figures[stage] = {
-                    CAPTION_LOSS: stage_caption_loss(run_dir, config, stage, items[split], device, bar)
-                }
-                bar.close()
-    with clock.part("load"):
-        captioner, _ = load_trained(run_dir, device=device)
-    captions: list[dict[str, Any]] = []
-    for name, members in items.items():
-        results, names = measure_split(captioner, config, members, run_dir, clock, show_progress)
-        figures[name] = {}
-        for figure in figures_of(members):
-            figures[name][figure.name] = figure_values(figure, results)
-            notes[f"{name}.{figure.name}"] = figure.note
-        captions += [_record(result, names) for result in results]
-    return write_results(
-        run_dir,
-        _about(run_dir, config, clock, notes),
-        figures,
-        captions,
-        expected={*evaluation.splits, *evaluation.caption_loss},
-        quick=evaluation.quick,
-        limited=limit is not None,
+    expected = {*evaluation.splits, *evaluation.caption_loss}
+    write = partial(
+        write_results, run_dir, expected=expected, quick=evaluation.quick, limited=limit is not None
     )
+    metrics: dict[str, Any] = {}
+    if before:
+        clock.go_on_from(before)
+        metrics = write({**before, "notes": {}}, {}, [])  # with the config's keys of today
+    for stage, split in losses.items():
+        with clock.part(CAPTION_LOSS), _Bar(show_progress, f"caption loss after {stage}") as bar:
+            loss = stage_caption_loss(run_dir, config, stage, items[split], device, bar)
+        metrics = write(_about(config, weights, clock, {}), {stage: {CAPTION_LOSS: loss}}, [])
+    if names:
+        with clock.part("load"):
+            captioner, _ = load_trained(run_dir, device=device)
+    for name in names:
+        results, pictures = measure_split(captioner, config, items[name], run_dir, clock, show_progress)
+        figures = figures_of(items[name])
+        metrics = write(
+            _about(config, weights, clock, {f"{name}.{figure.name}": figure.note for figure in figures}),
+            {name: {figure.name: figure_values(figure, results) for figure in figures}},
+            [_record(result, pictures) for result in results],
+        )
+    return metrics
 
 
-def _about(run_dir: Path, config: RunConfig, clock: Clock, notes: Mapping[str, str]) -> dict[str, Any]:
-    """What was measured, how, and how long it took."""
-    last = list(config.stages)[-1]
+def _about(config: RunConfig, weights: str, clock: Clock, notes: Mapping[str, str]) -> dict[str, Any]:
+    """What was measured, how, and how long it took until now."""
     return {
         "run": config.name,
-        "weights": weights_id(run_dir, last),
+        "weights": weights,
         "measured_at": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "precision": config.stages[last].precision,
+        "precision": list(config.stages.values())[-1].precision,
         "min_items": MIN_ITEMS,
         "total_s": round(clock.total_s, 1),
         "parts_s": {part: round(seconds, 1) for part, seconds in clock.parts_s.items()},

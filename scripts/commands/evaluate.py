@@ -12,8 +12,11 @@ import click
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--split", "splits", multiple=True, metavar="NAME", help="Only this split; can be repeated.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many items of each kind, for a look.")
+@click.option("--missing", is_flag=True, help="Only what metrics.json does not hold of these weights yet.")
 @click.option("--device", help="cpu, cuda, …  [default: cuda if there is one]")
-def evaluate(run: Path, splits: tuple[str, ...], limit: int | None, device: str | None) -> None:
+def evaluate(
+    run: Path, splits: tuple[str, ...], limit: int | None, missing: bool, device: str | None
+) -> None:
     """Measure RUN (a folder under checkpoints/) and write its metrics.json and captions.jsonl.
 
     Every rate has its 95% interval, and two controls: a blank picture and another item's picture.
@@ -32,7 +35,7 @@ def evaluate(run: Path, splits: tuple[str, ...], limit: int | None, device: str 
             torch.set_num_threads(threads)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        metrics = evaluate_run(run, splits, limit, device, show_progress=sys.stderr.isatty())
+        metrics = evaluate_run(run, splits, limit, device, sys.stderr.isatty(), missing)
     except DataError as error:
         raise click.ClickException(str(error)) from error
     click.echo(metrics_table(metrics))

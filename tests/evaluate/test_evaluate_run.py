@@ -95,7 +95,7 @@ def test_every_figure_is_there_with_interval_and_controls(measured: Path) -> Non
                 assert rate["n"] == (12 if split == "unseen_pairs" else 10) and rate["few_items"] is True
             assert metrics["about"]["notes"][f"{split}.{name}"]
     loss = metrics["align"]["caption_loss"]
-    assert loss["difference"]["n"] == 24 and loss["difference"]["low"] <= loss["difference"]["high"]
+    assert loss["difference"]["n"] == 12 and loss["difference"]["low"] <= loss["difference"]["high"]
     assert loss["shuffled"]["mean"] - loss["true"]["mean"] == pytest.approx(
         loss["difference"]["mean"], abs=2e-6
     )
