@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from prismcap.configs.cache import cache_dir
 from prismcap.configs.errors import ConfigError
+from prismcap.configs.registry import available
 from prismcap.configs.schema.base import Component
 from prismcap.data.encode import Encoder, build_encoder
 from prismcap.data.schema import (
@@ -112,15 +113,20 @@ def check_mask(coder: Encoder, encoded: Encoded, expected: str) -> None:
     assert torch.equal(encoded.input_ids[inside], encoded.labels[inside])
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "messages", "expected"),
-    [
-        ("chatml", {}, TALK, f"{ANSWERS[0]}<|im_end|>{ANSWERS[1]}<|im_end|>"),
-        ("chatml", {"system": "Be short."}, TALK, f"{ANSWERS[0]}<|im_end|>{ANSWERS[1]}<|im_end|>"),
-        ("vicuna_v1", {"end": "<|im_end|>"}, TALK, f" {ANSWERS[0]}<|im_end|> {ANSWERS[1]}<|im_end|>"),
-        ("plain", {}, TALK[:2], f"{ANSWERS[0]}\n"),
-    ],
-)
+# template, its options, a conversation, and what of it is supervised; every template has a case
+CASES: list[tuple[str, dict[str, Any], tuple[Message, ...], str]] = [
+    ("chatml", {}, TALK, f"{ANSWERS[0]}<|im_end|>{ANSWERS[1]}<|im_end|>"),
+    ("chatml", {"system": "Be short."}, TALK, f"{ANSWERS[0]}<|im_end|>{ANSWERS[1]}<|im_end|>"),
+    ("vicuna_v1", {"end": "<|im_end|>"}, TALK, f" {ANSWERS[0]}<|im_end|> {ANSWERS[1]}<|im_end|>"),
+    ("plain", {}, TALK[:2], f"{ANSWERS[0]}\n"),
+]
+
+
+def test_every_template_has_a_case() -> None:
+    assert {name for name, *_ in CASES} == set(available("template"))
+
+
+@pytest.mark.parametrize(("name", "options", "messages", "expected"), CASES)
 def test_the_mask_decodes_to_exactly_the_answers(
     smollm2: Any, name: str, options: dict[str, Any], messages: tuple[Message, ...], expected: str
 ) -> None:
@@ -189,9 +195,7 @@ def test_chatml_equals_the_chat_template_of_smollm2(smollm2: Any, system: str | 
     assert encoded.input_ids.tolist() == smollm2(text, add_special_tokens=False)["input_ids"]
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [("chatml", {}), ("vicuna_v1", {"end": "<|im_end|>"}), ("plain", {})]
-)
+@pytest.mark.parametrize(("name", "options"), [case[:2] for case in CASES])
 def test_a_prompt_is_the_beginning_of_the_training_text(
     smollm2: Any, name: str, options: dict[str, Any]
 ) -> None:

@@ -26,12 +26,17 @@ WORDS = ("tiger", "hammer", "tree", "boat", "apple", "house")
 STEPS = {"align": 60, "instruct": 90}
 
 
-def fake_run(folder: Path, stages: tuple[str, ...] = ("align", "instruct"), evaluated: bool = True) -> Path:
-    """A small run folder with the files that train and evaluate write."""
+def fake_run(
+    folder: Path,
+    stages: tuple[str, ...] = ("align", "instruct"),
+    evaluated: bool = True,
+    accuracy: bool = False,
+) -> Path:
+    """A small run folder with the files that train and evaluate write; `accuracy`: its log has that too."""
     folder.mkdir(parents=True)
     config = {"name": "fake", "seed": 1, "stages": {name: {"template": {"name": "plain"}} for name in STEPS}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    lines = [json.dumps(record) for stage in stages for record in _records(stage)]
+    lines = [json.dumps(record) for stage in stages for record in _records(stage, accuracy)]
     (folder / "log.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     for stage in stages:
         (folder / stage / "final").mkdir(parents=True)
@@ -40,7 +45,7 @@ def fake_run(folder: Path, stages: tuple[str, ...] = ("align", "instruct"), eval
     return folder
 
 
-def _records(stage: str) -> list[dict[str, Any]]:
+def _records(stage: str, accuracy: bool) -> list[dict[str, Any]]:
     rng = random.Random(stage)
     groups = ("connector",) if stage == "align" else ("connector", "llm")
     total = STEPS[stage]
@@ -62,6 +67,7 @@ def _records(stage: str) -> list[dict[str, Any]]:
                 "time_s": 2.5,
                 "rejected": {"image_missing": 2, "no_supervised_token": 1} if step > 5 else {},
                 **{f"lr/{name}": 1e-3 / (i + 1) * (1 - share) for i, name in enumerate(groups)},
+                **({"accuracy/token": 0.9 * share} if accuracy else {}),
             }
         )
     return records

@@ -93,6 +93,20 @@ def batch(make_sample: MakeSample, pack: Pack) -> Batch:
     return pack([samples[:2], samples[2:]], torch.randn(2, 3, 16, 16))
 
 
+def trained_and_changed(
+    captioner: Captioner, train: dict[Any, GroupConfig], batch: Batch, thawed: str | None = None
+) -> tuple[set[str], set[str]]:
+    """The names that a stage trains, and those that some steps change. `thawed`: a frozen weight let go."""
+    prepare_stage(captioner, train)
+    if thawed is not None:
+        captioner.get_parameter(thawed).requires_grad_(True)
+    before = {name: value.clone() for name, value in captioner.state_dict().items()}
+    names = set(trainable_state(captioner))
+    train_a_little(captioner, batch)
+    after = captioner.state_dict()
+    return names, {name for name in before if not torch.equal(before[name], after[name])}
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_trainable_names_are_golden_and_the_rest_is_bit_identical(
     model_config: MakeConfig, batch: Batch, stage: str
@@ -100,15 +114,29 @@ def test_trainable_names_are_golden_and_the_rest_is_bit_identical(
     train, golden = STAGES[stage]
     captioner = build_captioner(model_config())
     assert trainable_parameters(captioner) == {}
-    prepare_stage(captioner, train)
-    assert sorted(trainable_state(captioner)) == sorted(golden)
-    before = {name: value.clone() for name, value in captioner.state_dict().items()}
-    train_a_little(captioner, batch)
-    after = captioner.state_dict()
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    names, changed = trained_and_changed(captioner, train, batch)
+    assert sorted(names) == sorted(golden)
     assert changed == set(golden)
     finish_stage(captioner)
     assert trainable_parameters(captioner) == {}
+
+
+@pytest.mark.parametrize(
+    ("stage", "thawed"),
+    [
+        ("align", "llm.model.norm.weight"),
+        ("instruct", "vision_encoder.tower.embeddings.patch_embedding.weight"),
+        ("instruct_lora", "llm.model.layers.0.self_attn.q_proj.base_layer.weight"),
+    ],
+)
+def test_a_frozen_weight_that_trains_is_seen(
+    model_config: MakeConfig, batch: Batch, stage: str, thawed: str
+) -> None:
+    """The planted fault: one weight that the forward pass reads was not frozen."""
+    train, golden = STAGES[stage]
+    names, changed = trained_and_changed(build_captioner(model_config()), train, batch, thawed)
+    assert names != set(golden) and changed != set(golden)
+    assert names - set(golden) == changed - set(golden) == {thawed}
 
 
 def test_a_plain_model_has_the_names_it_had_before_lora(model_config: MakeConfig, batch: Batch) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -77,6 +79,13 @@ def test_only_the_registry_and_the_command_line_import_by_name() -> None:
             if isinstance(node, ast.Name) and node.id == "__import__":
                 found.add(path)
     assert found <= allowed
+
+
+def test_the_import_rule_names_every_module_of_the_data_but_the_schema() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (rule,) = [contract for contract in contracts if contract.get("source_modules") == ["prismcap.model"]]
+    modules = {module.name for module in pkgutil.iter_modules([str(ROOT / "data")])}
+    assert {f"prismcap.data.{name}" for name in modules - {"schema"}} == set(rule["forbidden_modules"])
 
 
 def test_no_file_or_function_outgrows_the_house() -> None:

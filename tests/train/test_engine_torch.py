@@ -30,10 +30,13 @@ MANY_IMAGES = "stages.instruct.batch.images_per_micro_batch=64"
 
 
 def parts(
-    config: RunConfig, stage: str = "instruct", steps: int = 10
+    config: RunConfig, stage: str = "instruct", steps: int = 10, thawed: str | None = None
 ) -> tuple[Captioner, StepLoader, TorchEngine]:
+    """What a stage's steps need. `thawed`: a frozen weight let go, as a fault."""
     captioner = build_captioner(config.model, seed=config.seed)
     prepare_stage(captioner, config.stages[stage].train, seed=config.seed)
+    if thawed is not None:
+        captioner.get_parameter(thawed).requires_grad_(True)
     engine = build_engine(config, stage, captioner, steps, Ranks())
     assert isinstance(engine, TorchEngine)
     return captioner, stage_loader(config, stage, captioner, Ranks()), engine
@@ -142,14 +145,27 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before(make_config: Make)
     assert norms == [pytest.approx(0.01, rel=1e-3)]
 
 
-def test_only_what_trains_changes(make_config: Make) -> None:
-    captioner, loader, engine = parts(make_config(), "align")
+BASE = "llm.model.layers.0.self_attn.q_proj.base_layer.weight"
+
+
+@pytest.mark.parametrize(("stage", "thawed"), [("align", None), ("instruct", None), ("instruct", BASE)])
+def test_only_what_trains_changes(make_config: Make, stage: str, thawed: str | None) -> None:
+    """With a planted fault: LoRA's base weight was not frozen."""
+    captioner, loader, engine = parts(make_config(), stage, thawed=thawed)
+    trains = set(trainable_state(captioner)) - {thawed}
     before = {name: value.clone() for name, value in captioner.state_dict().items()}
     for step in range(3):
         engine.train_step(loader.load(step).micro_batches)
     changed = {name for name, value in captioner.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == set(trainable_state(captioner))
-    assert all(name.startswith("connector.") for name in changed)
+    assert (changed == trains) is (thawed is None)
+    assert changed - trains == {thawed} - {None}
+    adapters = (".lora_A.", ".lora_B.") if stage == "instruct" else ()
+    assert all(name.startswith("connector.") or any(part in name for part in adapters) for name in trains)
+
+
+def test_a_weight_of_a_frozen_group_that_requires_a_gradient_is_refused(make_config: Make) -> None:
+    with pytest.raises(ConfigError, match=r"llm\.model\.norm\.weight requires a gradient, but llm is not in"):
+        parts(make_config(), "align", thawed="llm.model.norm.weight")
 
 
 def test_one_batch_is_overfitted(make_config: Make) -> None:

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from prismcap.configs.schema.run import RunConfig
 from prismcap.model.captioner import Captioner
+from prismcap.model.loss import supervised_positions
 from prismcap.train.run import run_training
 
 GOLDEN = Path(__file__).parent.parent / "assets" / "golden"
@@ -98,6 +100,22 @@ def test_our_curve_is_the_golden_one(
     for stage, losses in golden[name].items():
         assert found[stage] == pytest.approx(losses, rel=1e-4), stage
         assert losses[-1] < 0.97 * losses[0], "300 times the tolerance"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_labels_that_are_off_by_one_leave_the_golden_curve(
+    make: dict[str, Any], golden: dict[str, Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planted fault: in every batch each label stands one position too far on."""
+
+    def shifted(labels_BT: Tensor, position_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        return supervised_positions(labels_BT.roll(1, dims=1), position_ids_BT)
+
+    monkeypatch.setattr("prismcap.model.captioner.supervised_positions", shifted)
+    found = our_losses(make, name, tmp_path)
+    for stage, losses in golden[name].items():
+        assert len(found[stage]) == len(losses)
+        assert found[stage] != pytest.approx(losses, rel=1e-3), f"{stage}: ten times the tolerance"
 
 
 @pytest.mark.parametrize("name", NAMES)
