@@ -222,18 +222,8 @@ def test_grouped_steps_resume_anywhere(loader: StepLoader, num_workers: int) -> 
     assert epoch != plain and sorted(epoch) == sorted(plain)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_batches_are_pinned_for_a_gpu(loader: StepLoader, num_workers: int) -> None:
-    pinned = replace(loader, pin_memory=True, num_workers=num_workers, num_steps=2)
-    for data, plain in zip(pinned, loader, strict=False):
-        tensors = [value for batch in data.micro_batches for value in vars(batch).values()]
-        assert all(value.is_pinned() for value in tensors if isinstance(value, torch.Tensor))
-        assert content(data) == content(plain)
-
-
 def test_pinning_goes_over_every_tensor(loader: StepLoader, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs on a GPU, without one: each tensor is asked once, and the rest is as it was."""
+    """What tests/gpu/test_inputs.py runs, without a GPU: each tensor is asked once, the rest stays."""
     asked: list[torch.Tensor] = []
 
     def pin(tensor: torch.Tensor) -> torch.Tensor:

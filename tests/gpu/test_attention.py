@@ -1,9 +1,10 @@
-"""Attention over packed rows: FlashAttention with variable lengths, and that no sample sees another."""
+"""The LLM over packed rows: attention in which no sample sees another, and Liger's layers."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from prismcap.configs.schema.base import Component
 from prismcap.configs.schema.run import ModelConfig
+from prismcap.configs.schema.stage import KernelConfig
 from prismcap.data.schema import IGNORE_INDEX, Batch
 from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner
+from prismcap.model.kernels import apply_kernels
 
 VOCABULARY = 300
 TOWER = {
@@ -38,6 +41,9 @@ LLAMA = {
 }
 # two rows: where transformers guesses packing from positions, it only does for one
 ROWS = ((37, 5, 80, 6), (1, 64, 30))
+# samples on both sides of segment_attention.LONGEST_OF_PRODUCTS
+LONG_ROWS = ((37, 5, 180, 6), (1, 64, 150, 30))
+Measured = Callable[[str], None]
 
 
 def captioner(implementation: str, device: torch.device) -> Captioner:
@@ -77,11 +83,13 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
-def loss_and_gradients(model: Captioner, batches: Sequence[Batch]) -> tuple[float, dict[str, Tensor]]:
+def loss_and_gradients(
+    model: Captioner, batches: Sequence[Batch], in_fp32: bool = False
+) -> tuple[float, dict[str, Tensor]]:
     model.zero_grad()
     total = 0.0
     for batch in batches:
-        with autocast(model.device):
+        with nullcontext() if in_fp32 else autocast(model.device):
             output = model(batch.to(model.device))
         output.loss_sum.backward()
         total += float(output.loss_sum.detach())
@@ -98,23 +106,39 @@ def packed_implementation(device: torch.device) -> str:
     return "flash_attention_2"
 
 
-def test_packed_rows_are_samples_alone(device: torch.device, measured: Callable[[str], None]) -> None:
-    """FlashAttention (varlen) over packed rows: loss and gradients of every sample alone"""
-    packed = captioner(packed_implementation(device), device)
-    alone = captioner("segments", device)
+def compare(
+    packed: Captioner, alone: Captioner, lengths: Sequence[Sequence[int]], measured: Measured
+) -> None:
+    """Loss and gradients of `packed` over rows of samples are those of `alone` over one sample at a time."""
     alone.load_state_dict(packed.state_dict())
-    rows = samples(ROWS)
+    rows = samples(lengths)
     loss, gradients = loss_and_gradients(packed, [pack(rows)])
     expected_loss, expected = loss_and_gradients(alone, [pack([[sample]]) for row in rows for sample in row])
-    tolerance = 2e-2 if device.type == "cuda" else 1e-4  # bf16 has 8 bits of mantissa
+    tolerance = 2e-2 if packed.device.type == "cuda" else 1e-4  # bf16 has 8 bits of mantissa
     assert loss == pytest.approx(expected_loss, rel=tolerance / 4)
+    largest = apart(gradients, expected)
+    measured(f"gradients differ by {largest:.1e} of their norm")
+    assert largest < tolerance
+
+
+def apart(gradients: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest difference of a weight's gradient, as a share of its norm."""
     assert gradients.keys() == expected.keys() and len(gradients) > 10
-    largest = max(
+    return max(
         float((gradients[name] - value).norm() / value.norm().clamp(min=1e-6))
         for name, value in expected.items()
     )
-    measured(f"gradients differ by {largest:.1e} of their norm")
-    assert largest < tolerance
+
+
+def test_packed_rows_are_samples_alone(device: torch.device, measured: Measured) -> None:
+    """FlashAttention (varlen) over packed rows: loss and gradients of every sample alone"""
+    packed = captioner(packed_implementation(device), device)
+    compare(packed, captioner("segments", device), ROWS, measured)
+
+
+def test_segments_are_samples_alone(device: torch.device, measured: Measured) -> None:
+    """Attention `segments` over packed rows: loss and gradients of every sample alone under SDPA"""
+    compare(captioner("segments", device), captioner("sdpa", device), LONG_ROWS, measured)
 
 
 def test_no_sample_sees_another(device: torch.device) -> None:
@@ -127,3 +151,21 @@ def test_no_sample_sees_another(device: torch.device) -> None:
     third = slice(37 + 5, 37 + 5 + 80)
     assert torch.equal(before[0, third], after[0, third])
     assert not torch.equal(before[0, :37], after[0, :37]), "the others did change"
+
+
+@pytest.mark.gpu
+def test_liger_is_equal_to_eager(measured: Measured) -> None:
+    """Liger's layers over packed rows, fp32: loss and gradients of eager ones"""
+    pytest.importorskip("liger_kernel")
+    device = torch.device("cuda")
+    batches = [pack(samples(LONG_ROWS))]
+    # first: Liger takes the rotary positions of every LLaMA in the process
+    expected_loss, expected = loss_and_gradients(captioner("segments", device), batches, in_fp32=True)
+    liger = captioner("segments", device)
+    apply_kernels(liger, KernelConfig(liger=True), device)
+    assert "Liger" in liger.llm.model.norm._get_name()
+    loss, gradients = loss_and_gradients(liger, batches, in_fp32=True)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    largest = apart(gradients, expected)
+    measured(f"gradients differ by {largest:.1e} of their norm")
+    assert 0 < largest < 1e-3
