@@ -44,7 +44,7 @@ from prismcap.train.fit import StepCallback, fit
 from prismcap.train.lengths import lengths_for
 from prismcap.train.mfu import MfuMeter
 from prismcap.train.optim import total_steps
-from prismcap.train.random_state import load_random_state, save_random_state
+from prismcap.train.random_state import RandomState, load_random_state, save_random_state
 from prismcap.train.runfolder import comparable, open_run, stages_up_to
 from prismcap.train.settle import settle
 from prismcap.train.signals import StopRequest
@@ -55,12 +55,14 @@ from prismcap.train.skipping import SkipBudget
 log = logging.getLogger(__name__)
 
 BeforeTraining = Callable[[Captioner, RunConfig], None]
+BeforeStage = Callable[[RunConfig, str, Engine, Captioner], None]
 
 
 def run_training(
     config: RunConfig,
     resume: str = "never",
     before_training: Sequence[BeforeTraining] = (),
+    before_stage: Sequence[BeforeStage] = (),
     callbacks: Sequence[StepCallback] = (),
     ranks: Ranks | None = None,
 ) -> Path:
@@ -68,6 +70,8 @@ def run_training(
 
     resume: `never`, `auto`, or a checkpoint folder; see runfolder.open_run.
     before_training: called on rank 0 with the captioner before the first step that is made.
+    before_stage: called on every rank before the first step of each stage, with the engine as it stands;
+    they leave weights and optimiser as they were.
     Raises ConfigError, DataError, BadStepError, SaveError, and StoppedError (signals.py).
     """
     ranks = ranks or Ranks()
@@ -89,7 +93,7 @@ def run_training(
                     for hook in before_training:
                         ranks.on_first(partial(hook, captioner, config))
                 run = _StageRun(config, name, run_dir / name, ranks, stop)
-                run.train(captioner, sinks, callbacks)
+                run.train(captioner, sinks, callbacks, before_stage)
                 del captioner
         finally:
             for sink in sinks:
@@ -193,7 +197,13 @@ class _StageRun:
     def stage(self) -> StageConfig:
         return self.config.stages[self.name]
 
-    def train(self, captioner: Captioner, sinks: Sequence[Sink], callbacks: Sequence[StepCallback]) -> None:
+    def train(
+        self,
+        captioner: Captioner,
+        sinks: Sequence[Sink],
+        callbacks: Sequence[StepCallback],
+        before: Sequence[BeforeStage],
+    ) -> None:
         """From the newest checkpoint, or the start, to `final`."""
         stage, ranks = self.stage, self.ranks
         self.folder.mkdir(exist_ok=True)
@@ -215,6 +225,10 @@ class _StageRun:
         tally = RejectionTally(stage.data.max_rejected_share, steps * stage.batch.samples_per_step)
         budget = SkipBudget(stage.optimizer.max_skipped_steps, stage.optimizer.max_loss_ratio)
         self._go_on(engine, tally, budget)
+        for look in before:
+            undisturbed = RandomState.take()
+            look(self.config, self.name, engine, captioner)
+            undisturbed.put_back()
         rest = replace(loader, start_step=engine.step, num_steps=steps - engine.step)
 
         def save(step: int) -> None:

@@ -44,7 +44,7 @@ def train(config: str, overrides: tuple[str, ...], resume: str, dry_export: bool
     from prismcap.scripts.exporting import dry_export as dry_export_hook
     from prismcap.train.checkpoint import SaveError
     from prismcap.train.distributed import process_group
-    from prismcap.train.doctor.checkup import check_before_training
+    from prismcap.train.doctor.checkup import check_before_stage, check_before_training
     from prismcap.train.engines._contract import BadStepError
     from prismcap.train.run import run_training
     from prismcap.train.signals import StoppedError
@@ -55,11 +55,15 @@ def train(config: str, overrides: tuple[str, ...], resume: str, dry_export: bool
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         logging.getLogger("prismcap").setLevel(level)
         hooks = [dry_export_hook(logging.getLogger("prismcap.export").info)] if dry_export else []
+        stage_hooks = []
         if doctor:
             say = logging.getLogger("prismcap.doctor").info
             hooks.append(partial(check_before_training, ranks=ranks, say=say, colour=sys.stderr.isatty()))
+            stage_hooks = [partial(check_before_stage, ranks=ranks, say=say)]
         try:
-            run_dir = run_training(loaded, resume, before_training=hooks, ranks=ranks)
+            run_dir = run_training(
+                loaded, resume, before_training=hooks, before_stage=stage_hooks, ranks=ranks
+            )
         except (DataError, BadStepError, SaveError) as error:
             raise click.ClickException(str(error)) from error
         except StoppedError as stopped:

@@ -27,6 +27,7 @@ from prismcap.train.doctor.memory import check_estimate, forward_and_backward, t
 from prismcap.train.doctor.samples import check_samples, draw_samples, show
 from prismcap.train.doctor.saving import check_reload
 from prismcap.train.doctor.trained import check_groups, check_learning
+from prismcap.train.engines._contract import Engine
 from prismcap.train.optim import total_steps
 from prismcap.train.plan.memory import Memory, StageMemory, configured_sharding
 from prismcap.train.plan.worst_case import worst_batch
@@ -132,6 +133,33 @@ def _try_alone(captioner: Captioner, config: RunConfig, name: str, ranks: Ranks)
         return try_largest(name, lambda: forward_and_backward(captioner, batch, stage), batch)
     finally:
         finish_stage(captioner)
+
+
+def check_before_stage(
+    config: RunConfig,
+    name: str,
+    engine: Engine,
+    captioner: Captioner,
+    ranks: Ranks,
+    say: Callable[[str], None],
+) -> None:
+    """The largest micro-batch through the very engine that will train, on every rank, between a checkpoint
+    saved and the same one loaded. Weights and optimiser are as before. Collective.
+
+    Raises DoctorError, on every rank, when a rank finds an error.
+    """
+    largest = worst_batch(captioner, config.stages[name])
+    findings: list[Finding] = []
+    tried = try_largest(
+        name, lambda: findings.append(check_reload(config, name, engine, largest, ranks)), largest
+    )
+    findings.append(tried)
+    if ranks.is_first:
+        for finding in findings:
+            say(str(finding))
+    wrong = [finding for part in ranks.gather(errors(findings)) for finding in part]
+    if wrong:
+        raise DoctorError("\n".join(dict.fromkeys(map(str, wrong))))
 
 
 def _command(ranks: Ranks) -> str:

@@ -21,7 +21,8 @@ from prismcap.train.runfolder import comparable, run_folder
 
 
 def check_reload(config: RunConfig, name: str, engine: Engine, batch: Batch, ranks: Ranks) -> Finding:
-    """Save, verify, take a step on `batch`, load, compare. Collective. The files are gone afterwards."""
+    """Save, verify, take a step on `batch`, load, compare: the engine is as it was. Collective. The files are
+    gone afterwards."""
     place = ranks.on_first(lambda: _make_folder(run_folder(config)))
     try:
         saved = {key: value.clone() for key, value in engine.gathered_state().items()}

@@ -14,7 +14,8 @@ from prismcap.configs.load import load_config
 from prismcap.configs.schema.run import RunConfig
 from prismcap.scripts.cli import cli
 from prismcap.train.distributed import Ranks
-from prismcap.train.doctor.checkup import check_before_training
+from prismcap.train.doctor.checkup import check_before_stage, check_before_training
+from prismcap.train.doctor.findings import DoctorError
 from prismcap.train.run import run_training
 
 Make = Callable[..., RunConfig]
@@ -67,11 +68,15 @@ def test_looking_changes_no_bit_of_the_training(make_config: Make) -> None:
     def look(captioner: Any, config: RunConfig) -> None:
         check_before_training(captioner, config, Ranks(), said.append)
 
+    def look_again(config: RunConfig, name: str, engine: Any, captioner: Any) -> None:
+        check_before_stage(config, name, engine, captioner, Ranks(), said.append)
+
     # dropout and LoRA in the second stage
-    looked = run_training(make_config("name=looked"), before_training=[look])
+    looked = run_training(make_config("name=looked"), before_training=[look], before_stage=[look_again])
     plain = run_training(make_config("name=plain"))
     assert losses(looked) == losses(plain)
-    assert any("the largest micro-batch" in line for line in said)
+    assert sum("the largest micro-batch" in line for line in said) == 3  # at first, and before each stage
+    assert sum("saved, verified and loaded again" in line for line in said) == 2
     for stage in ("align", "instruct"):
         paths = [run / stage / "final" / "weights.safetensors" for run in (looked, plain)]
         assert paths[0].read_bytes() == paths[1].read_bytes()
@@ -87,6 +92,22 @@ def test_training_does_not_start_when_something_is_wrong(
     assert not (tmp_path / "tiny" / "align").exists()
     done = CliRunner().invoke(cli, [*arguments, "--resume", "auto", "--no-doctor"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
+
+
+def test_a_stage_does_not_start_when_its_checkpoints_do_not_come_back(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prismcap.train.engines.torch import TorchEngine
+
+    monkeypatch.setattr(TorchEngine, "load", lambda self, folder: None)  # noqa: ARG005
+    config = make_config("name=lost")
+
+    def look(config: RunConfig, name: str, engine: Any, captioner: Any) -> None:
+        check_before_stage(config, name, engine, captioner, Ranks(), lambda _: None)
+
+    with pytest.raises(DoctorError, match="is not what was saved"):
+        run_training(config, before_stage=[look])
+    assert not list((Path(config.output_dir) / "lost").rglob("weights.safetensors"))
 
 
 @pytest.fixture(scope="module")
