@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 
+from prismcap.configs.load import load_config
+from prismcap.configs.registry import component_options
+from prismcap.configs.schema.base import Component
 from prismcap.data.scenes import items as items_module
 from prismcap.data.scenes import make as make_module
 from prismcap.data.scenes.items import SceneItem
-from prismcap.data.scenes.objects import ObjectSet, load_objects
+from prismcap.data.scenes.objects import ObjectSet, load_objects, objects_root
 from prismcap.data.scenes.splits import fraction, held_out_drawings
 from prismcap.data.sources import scenes, stamps
 from prismcap.data.sources._contract import SourceContext
@@ -80,15 +83,27 @@ def leaks(objects: str = "tuxpaint") -> list[str]:
     assert (
         len(train.pairs) > LIMIT * (LIMIT - 1) / 2 / 2
     )  # half of all pairs are met: the check is not vacuous
+    return [
+        *leaks_of_pairs(train, all_items(source("unseen_pairs", NUM_HELD, objects))),
+        *leaks_of_drawings(train, all_items(source("unseen_stamps", NUM_HELD, objects))),
+    ]
+
+
+def leaks_of_pairs(train: Seen, held: list[SceneItem]) -> list[str]:
     found: list[str] = []
-    for item in all_items(source("unseen_pairs", NUM_HELD, objects)):
+    for item in held:
         words = [thing.word for thing in item.graph.objects]
         found += [f"word {word} of unseen_pairs is not in training" for word in set(words) - train.words]
         found += [f"drawing {o.stamp} is new" for o in item.graph.objects if o.stamp not in train.drawings]
         pairs = {frozenset(pair) for pair in itertools.combinations(words, 2)}
         if len(words) > 1 and pairs <= train.pairs:
             found.append(f"every pair of {words} is in training")
-    for item in all_items(source("unseen_stamps", NUM_HELD, objects)):
+    return found
+
+
+def leaks_of_drawings(train: Seen, held: list[SceneItem]) -> list[str]:
+    found: list[str] = []
+    for item in held:
         targets = [thing for thing in item.graph.objects if thing.unseen]
         assert len(targets) == 1
         pixels = item.sample.images[0].pixels[item.graph.objects.index(targets[0])]  # type: ignore[attr-defined]
@@ -221,3 +236,55 @@ def test_planted_leak_of_single_scenes_is_found(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(make_module.SceneMaker, "_single", careless)
     assert single_leaks()
+
+
+# ---- the shipped configs: each source of each stage, every item of it
+
+
+OPENMOJI = ("stages.*.data.mix.*.objects=openmoji", "evaluation.splits.*.source.objects=openmoji")
+
+
+def built(component: Component, seed: int) -> list[SceneItem]:
+    module, options = component_options("source", component)
+    return all_items(module.build(options, SourceContext(seed=seed)))
+
+
+def leaks_of_config(preset: str, *overrides: str) -> list[str]:
+    """What of the config's evaluation its own stages show, as built from the config alone."""
+    config = load_config(preset, overrides)
+    assert config.evaluation is not None
+    mix = [source for stage in config.stages.values() for source in stage.data.mix]
+    shown = [item for source in mix for item in built(source, config.seed)]
+    (objects,) = {source.options.get("objects", "tuxpaint") for source in mix}
+    train = collect(shown, load_objects(objects).words)
+    splits = {name: built(split.source, config.seed) for name, split in config.evaluation.splits.items()}
+    singles = {single(item) for item in shown if len(item.graph.objects) == 1}
+    held = {single(item) for item in splits["unseen_pairs"] if len(item.graph.objects) == 1}
+    assert singles and held and len(train.pairs) > len(train.words) * (len(train.words) - 1) / 4
+    return [
+        *leaks_of_pairs(train, splits["unseen_pairs"]),
+        *leaks_of_drawings(train, splits["unseen_stamps"]),
+        *(f"single scene {scene} is in training" for scene in singles & held),
+    ]
+
+
+@pytest.mark.parametrize("overrides", [(), OPENMOJI], ids=["tuxpaint", "openmoji"])
+@pytest.mark.parametrize("preset", ["demo/scenes", "demo/quick"])
+def test_nothing_leaks_in_the_demo(preset: str, overrides: tuple[str, ...]) -> None:
+    if overrides and not (objects_root() / "openmoji" / "index.json").is_file():
+        pytest.skip(f"no OpenMoji drawings at {objects_root()}: run `prismcap fetch openmoji`")
+    assert leaks_of_config(preset, *overrides) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("stages.align.data.mix.0.split=unseen_pairs", "every pair"),
+        ("stages.instruct.data.mix.1.split=unseen_pairs", "every pair"),
+        ("stages.instruct.data.mix.1.split=unseen_pairs", "single scene"),
+        ("stages.instruct.data.mix.1.split=unseen_stamps", "held-out drawing"),
+        ("evaluation.splits.unseen_pairs.source.split=train", "every pair"),
+    ],
+)
+def test_planted_leak_in_a_config_is_found(override: str, words: str) -> None:
+    assert any(words in leak for leak in leaks_of_config("demo/quick", override))

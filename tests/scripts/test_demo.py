@@ -1,4 +1,4 @@
-"""scripts/demo.sh with stand-ins for `prismcap`, pip and apt: what it runs, in which order, and what again."""
+"""scripts/demo.sh with stand-ins for `prismcap`, pip and apt: what it runs, in which order, what again."""
 
 from __future__ import annotations
 
