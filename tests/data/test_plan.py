@@ -119,7 +119,7 @@ def test_rows_of_a_worked_example() -> None:
 
 
 def test_more_ranks_than_samples() -> None:
-    plan = plan_step([5, 5], [1, 1], BatchConfig(), 4)
+    plan = plan_step([5, 5], [1, 1], BatchConfig(row_tokens=64), 4)
     assert sorted(len(rank) for rank in plan.ranks) == [0, 0, 1, 1]
 
 

@@ -48,6 +48,12 @@ EQUAL: dict[str, dict[str, Any]] = {
     "zero2_reloaded": zero(2, reload=True),
     "zero3": zero(3, full_disk=1),
 }
+# the doctor has taken a step through the engine, and put everything back, before the first one
+LOOKED = {
+    "ddp_looked": {"overrides": [*FULL], "look": True},
+    "zero2_looked": zero(2, look=True),
+    "zero3_looked": zero(3, look=True),
+}
 MORE_EQUAL = {
     "zero0": zero(0),
     "zero1": zero(1),
@@ -73,7 +79,19 @@ TWO_SAMPLES = "stages.instruct.batch.samples_per_step=2"  # in the fifth step th
 # the LLM's embeddings, frozen and tied to its head, have two names
 CONNECTOR = "stages.instruct.train={connector: {lr: 0.005}}"
 ALIGN = {"zero2_align": zero(2, CONNECTOR, reload=True)}
-NO_PICTURE = {"zero3_frozen_text": zero(3, FROZEN, TWO_SAMPLES)}
+NO_PICTURE = {
+    "zero3_frozen_text": zero(3, FROZEN, TWO_SAMPLES),
+    # these run a frozen encoder ahead of the micro-batches
+    "ddp_frozen_text": {"overrides": [*FULL, FROZEN, TWO_SAMPLES]},
+    "zero2_frozen_text": zero(2, FROZEN, TWO_SAMPLES),
+}
+# in the second step no rank has a picture
+ALL_TEXT = (*GROUPED, TWO_SAMPLES)
+NO_PICTURE_AT_ALL = {
+    "ddp_all_text": {"overrides": [*FULL, *ALL_TEXT]},
+    "ddp_frozen_all_text": {"overrides": [*FULL, FROZEN, *ALL_TEXT]},
+    "zero3_frozen_all_text": zero(3, FROZEN, *ALL_TEXT),
+}
 MORE_NO_PICTURE = {
     "zero3_frozen_idle": zero(3, FROZEN, ONE_SAMPLE),
     "zero3_text": zero(3, TWO_SAMPLES),
@@ -135,7 +153,7 @@ def run_jobs(world: Path, tmp_path_factory: pytest.TempPathFactory, torchrun: An
 
 @pytest.fixture(scope="module")
 def on_two_ranks(run_jobs: Callable[..., Results]) -> Results:
-    jobs = EQUAL | IDLE | UNEVEN | CHUNKED | CHUNKED_LORA | ROUNDED | FAULTY | ALIGN | NO_PICTURE
+    jobs = EQUAL | IDLE | UNEVEN | CHUNKED | CHUNKED_LORA | ROUNDED | FAULTY | ALIGN | NO_PICTURE | LOOKED
     return run_jobs(jobs | skipping(BAD, ("inf_loss", "inf_gradient")))
 
 
@@ -198,51 +216,39 @@ def test_the_ranks_have_uneven_work(on_two_ranks: Results) -> None:
     assert all(second == 0 for _, second in on_two_ranks.values["zero2_idle"]["micro"])
 
 
-@pytest.mark.parametrize("name", EQUAL)
+def check_equal(found: Results, name: str, expected: Any) -> None:
+    assert not differs(found, name, expected), (name, found.values[name], expected[:2])
+
+
+@pytest.mark.parametrize("name", EQUAL | CHUNKED)  # the loss in one piece, and in chunks
 def test_equal_to_one_plain_process(on_two_ranks: Results, plain: Any, name: str) -> None:
-    assert not differs(on_two_ranks, name, plain()), (on_two_ranks.values[name], plain()[:2])
+    check_equal(on_two_ranks, name, plain())
 
 
 @pytest.mark.slow
-def test_the_other_forms_of_zero_are_equal_too(run_jobs: Callable[..., Results], plain: Any) -> None:
-    results = run_jobs(MORE_EQUAL)
-    for name in MORE_EQUAL:
-        assert not differs(results, name, plain()), (name, results.values[name], plain()[:2])
-
-
-@pytest.mark.parametrize("name", CHUNKED)
-def test_a_loss_in_chunks_is_equal_on_every_engine(on_two_ranks: Results, plain: Any, name: str) -> None:
-    assert not differs(on_two_ranks, name, plain()), (on_two_ranks.values[name], plain()[:2])
+@pytest.mark.parametrize("jobs", [MORE_EQUAL, COMPILED])
+def test_other_forms_of_zero_and_compiled_layers_are_equal_too(
+    run_jobs: Callable[..., Results], plain: Any, jobs: dict[str, Any]
+) -> None:
+    results = run_jobs(jobs)
+    for name in jobs:
+        check_equal(results, name, plain())
 
 
 @pytest.mark.parametrize("name", CHUNKED_LORA)
 def test_a_head_with_lora_runs_in_chunks_under_zero3(on_two_ranks: Results, plain: Any, name: str) -> None:
-    assert not differs(on_two_ranks, name, plain(LORA_HEAD)), (
-        on_two_ranks.values[name],
-        plain(LORA_HEAD)[:2],
-    )
-
-
-@pytest.mark.slow
-def test_compiled_layers_are_equal_under_ddp(run_jobs: Callable[..., Results], plain: Any) -> None:
-    results = run_jobs(COMPILED)
-    for name in COMPILED:
-        assert not differs(results, name, plain()), (name, results.values[name], plain()[:2])
+    check_equal(on_two_ranks, name, plain(LORA_HEAD))
 
 
 @pytest.mark.parametrize("name", IDLE)
 def test_a_rank_without_work_changes_nothing(on_two_ranks: Results, plain: Any, name: str) -> None:
-    assert not differs(on_two_ranks, name, plain(ONE_SAMPLE)), (
-        on_two_ranks.values[name],
-        plain(ONE_SAMPLE)[:2],
-    )
+    check_equal(on_two_ranks, name, plain(ONE_SAMPLE))
 
 
 @pytest.mark.parametrize("name", UNEVEN)
 def test_grouped_steps_of_uneven_ranks_are_equal_too(on_two_ranks: Results, plain: Any, name: str) -> None:
-    losses = plain(*GROUPED)[0]
-    assert losses != plain()[0]
-    assert not differs(on_two_ranks, name, plain(*GROUPED)), (on_two_ranks.values[name], losses)
+    assert plain(*GROUPED)[0] != plain()[0]
+    check_equal(on_two_ranks, name, plain(*GROUPED))
 
 
 @pytest.mark.parametrize("name", FAULTY)
@@ -269,11 +275,21 @@ def test_whole_weights_for_evaluation(on_two_ranks: Results) -> None:
 
 def check_without_picture(found: Results, name: str, expected: Any) -> None:
     assert [True, False] in found.values[name]["pictures"]
-    assert not differs(found, name, expected), (found.values[name], expected[:2])
+    check_equal(found, name, expected)
 
 
-def test_a_rank_without_a_picture_gathers_the_frozen_encoder_too(on_two_ranks: Results, plain: Any) -> None:
-    check_without_picture(on_two_ranks, "zero3_frozen_text", plain(FROZEN, TWO_SAMPLES))
+@pytest.mark.parametrize("name", NO_PICTURE)
+def test_a_rank_without_a_picture_beside_a_frozen_encoder(
+    on_two_ranks: Results, plain: Any, name: str
+) -> None:
+    check_without_picture(on_two_ranks, name, plain(FROZEN, TWO_SAMPLES))
+
+
+@pytest.mark.parametrize("name", NO_PICTURE_AT_ALL)
+def test_a_step_of_text_on_every_rank(on_two_ranks: Results, plain: Any, name: str) -> None:
+    pictures = on_two_ranks.values[name]["pictures"]
+    assert [False, False] in pictures and [True, True] in pictures
+    check_equal(on_two_ranks, name, plain(*([FROZEN] if "frozen" in name else []), *ALL_TEXT))
 
 
 @pytest.mark.slow
@@ -330,7 +346,7 @@ def test_saved_and_loaded_goes_on_bit_for_bit(on_two_ranks: Results) -> None:
 
 
 def test_frozen_tied_embeddings_are_no_obstacle_to_going_on(on_two_ranks: Results, plain: Any) -> None:
-    assert not differs(on_two_ranks, "zero2_align", plain(CONNECTOR)), on_two_ranks.values["zero2_align"]
+    check_equal(on_two_ranks, "zero2_align", plain(CONNECTOR))
 
 
 @pytest.mark.slow

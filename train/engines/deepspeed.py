@@ -41,6 +41,7 @@ from prismcap.model.captioner import Captioner, Output
 from prismcap.model.precision import autocast
 from prismcap.model.trainable import trainable_parameters
 from prismcap.train.distributed import TIMEOUT, Ranks
+from prismcap.train.encode_ahead import with_features
 from prismcap.train.engines._contract import StepResult
 from prismcap.train.files import write_json
 from prismcap.train.optim import (
@@ -186,6 +187,8 @@ class DeepSpeedEngine:
             self.advance()
             return without_target()
         self.engine.train()
+        with autocast(self.ranks.device, self.stage.precision):
+            step = with_features(step, self.captioner, self.ranks.device)
         scale = undo_averaging(self.ranks) / step.num_target_tokens
         loss_sums, correct = [], []
         for i, batch in enumerate(step.micro_batches):

@@ -22,6 +22,7 @@ from prismcap.model.precision import autocast
 from prismcap.model.trainable import load_trainable_state, trainable_state
 from prismcap.model.weights import load_weights, save_weights
 from prismcap.train.distributed import Ranks
+from prismcap.train.encode_ahead import with_features
 from prismcap.train.engines._contract import StepResult
 from prismcap.train.files import write_json
 from prismcap.train.optim import (
@@ -96,6 +97,8 @@ class TorchEngine:
             self.advance()
             return without_target()
         self.captioner.train()
+        with self._autocast():
+            step = with_features(step, self.captioner, self.ranks.device)
         scale = undo_averaging(self.ranks) / step.num_target_tokens
         loss_sums, correct = [], []
         for i, batch in enumerate(step.micro_batches):
@@ -180,6 +183,7 @@ class TorchEngine:
                 f"{folder / OPTIMIZER}: the state is of other parameters than those that train now; "
                 f"only in one of both: {sorted(set(states) ^ set(self.names))[:5]}"
             )
+        self.optimizer.state.clear()  # a file of before the first step holds none
         for name, parameter in zip(self.names, self.parameters, strict=True):
             if name in states:
                 # the fused kernel wants its step counter on the device too

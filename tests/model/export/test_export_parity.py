@@ -68,7 +68,7 @@ def difference(case: Any, model: Any, processor: Any, tools: Any) -> float:
 def test_logits_equal(case: Any, tools: Any) -> None:
     model, processor = reload(case)
     assert json.loads((case.folder / "prismcap.json").read_text())["format"] == case.kind.format
-    assert difference(case, model, processor, tools) < 1e-5
+    assert difference(case, model, processor, tools) < LOGITS_ATOL
     # and the pictures matter, so that equal is not equal by chance
     batch = tools.batch_of(torch.tensor([[7] * case.captioner.connector.num_tokens + [5]]), torch.zeros(1), 7)
     logits = []
@@ -76,6 +76,9 @@ def test_logits_equal(case: Any, tools: Any) -> None:
         batch.tiles = to_tiles(tools.picture(50, 40, seed), case.image_spec)
         logits.append(case.captioner.logits(batch))
     assert (logits[0][0, -1] - logits[1][0, -1]).abs().max() > 1e-3
+
+# fp32 over another order of sums: 1.04e-5 was seen on a CPU without AVX-512
+LOGITS_ATOL = 2e-5
 
 
 @pytest.mark.parametrize("fault", ["strategy", "layer", "projector"])
@@ -108,7 +111,7 @@ def test_a_dropped_patch_is_seen(llava: Any, tools: Any, monkeypatch: pytest.Mon
         output.hidden_states = (*output.hidden_states[:-2], hidden, output.hidden_states[-1])
         return output
 
-    assert difference(llava, model, processor, tools) < 1e-5
+    assert difference(llava, model, processor, tools) < LOGITS_ATOL
     monkeypatch.setattr(model.model.vision_tower, "forward", without_last_patch)
     assert difference(llava, model, processor, tools) > 1e-3
 
@@ -217,7 +220,7 @@ def test_dry_run_leaves_everything_as_it_was(name: str, tools: Any, cases: Any) 
     next(captioner.connector.parameters()).grad = gradient
     rng = torch.get_rng_state()
     info = tools.make_info(tools.make_template("plain"))
-    assert dry_run(captioner, image_spec=captioner.image_spec, info=info) < 1e-5
+    assert dry_run(captioner, image_spec=captioner.image_spec, info=info) < LOGITS_ATOL
     assert torch.equal(torch.get_rng_state(), rng)
     assert [module.training for module in captioner.modules()] == modes
     assert next(captioner.connector.parameters()).grad is gradient

@@ -33,6 +33,7 @@ from prismcap.model.trainable import prepare_stage
 from prismcap.model.weights import save_weights
 from prismcap.train.checkpoint import Manifest, SaveError, save_checkpoint, step_name, verify
 from prismcap.train.distributed import Ranks, process_group
+from prismcap.train.doctor.checkup import check_before_stage
 from prismcap.train.engines._contract import BadStepError
 from prismcap.train.run import build_engine, stage_loader
 
@@ -148,6 +149,9 @@ def work(name: str, job: dict[str, Any], config_path: str, out: Path, ranks: Ran
     counts, micro, pictures, losses, norms, accuracies = [], [], [], [], [], []
     more: dict[str, Any] = {}
     shared = Path(ranks.on_first(lambda: tempfile.mkdtemp(dir=out)))
+    if job.get("look"):
+        config = load_config(config_path, [*job["overrides"], f"output_dir={out}"])
+        check_before_stage(config, STAGE, engine, captioner, ranks, lambda text: more.update(said=text))
     for step in range(STEPS):
         batches = loader.load(step).micro_batches
         counts.append(ranks.gather(sum(batch.num_target_tokens for batch in batches)))
