@@ -77,6 +77,7 @@ def test_logits_equal(case: Any, tools: Any) -> None:
         logits.append(case.captioner.logits(batch))
     assert (logits[0][0, -1] - logits[1][0, -1]).abs().max() > 1e-3
 
+
 # fp32 over another order of sums: 1.04e-5 was seen on a CPU without AVX-512
 LOGITS_ATOL = 2e-5
 
