@@ -6,6 +6,7 @@ a resumed run starts at step k and sees what an uninterrupted one would.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,8 +24,12 @@ from prismcap.data.mix import Mix
 from prismcap.data.pack import ImageInputs, make_batches
 from prismcap.data.plan import plan_step
 from prismcap.data.schema import Batch, DataError, Encoded, SampleRejected
-from prismcap.data.workers import read_ahead
+from prismcap.data.workers import WorkerDiedError, read_ahead
 
+log = logging.getLogger(__name__)
+
+# a worker that the system killed once may have been unlucky; one that always dies is no luck
+_MOST_RESTARTS = 3
 # with few samples seen, chance alone can exceed a share: the share is judged over at least so many
 _JUDGED_OVER_SAMPLES = 1000
 _KEPT_MESSAGES = 5
@@ -54,6 +59,9 @@ class StepLoader:
     Step k takes the samples at positions k * samples_per_step ... of the mix; data/plan.py says which of
     them are this rank's. lengths: without it every rank encodes the text of all samples of a step to plan it.
     pin_memory: for a GPU; see Batch.pin_memory.
+
+    When a worker dies, new ones read on from the step that comes next, with a warning: the steps are those
+    of an undisturbed run. After three times, WorkerDiedError.
     """
 
     mix: Mix
@@ -72,7 +80,23 @@ class StepLoader:
         return self.num_steps
 
     def __iter__(self) -> Iterator[StepData]:
-        steps = range(self.start_step, self.start_step + self.num_steps)
+        step, end, restarts = self.start_step, self.start_step + self.num_steps, 0
+        while step < end:
+            try:
+                for data in self._read(range(step, end)):
+                    step += 1
+                    yield data
+            except WorkerDiedError as error:
+                if restarts == _MOST_RESTARTS:
+                    raise
+                restarts += 1
+                # as text: who keeps the error keeps its frames, and with them the workers that are left
+                log.warning(
+                    "%s. New workers read on from step %d (time %d of %d)",
+                    *(str(error), step, restarts, _MOST_RESTARTS),
+                )
+
+    def _read(self, steps: range) -> Iterator[StepData]:
         for packed in read_ahead(
             _Steps(self),
             self.num_workers,

@@ -63,10 +63,21 @@ def read_ahead(dataset: Dataset[Any], num_workers: int, **options: Any) -> Itera
     )
     others = set(active_children())
     items = iter(loader)
-    watch = _Watch([child for child in active_children() if child not in others])
+    workers = [child for child in active_children() if child not in others]
+    _let_them_be_ended(workers)
+    watch = _Watch(workers)
     with watch.instead_of_torch():
         while (item := watch.next(items)) is not _END:
             yield item
+
+
+def _let_them_be_ended(workers: Sequence[BaseProcess]) -> None:
+    """Make terminate() a kill: workers ignore SIGTERM, by which torch and Python end those that do not end by
+    themselves, such as one that is stuck reading. The exit of this process would wait for them for ever."""
+    for worker in workers:
+        process: Any = worker
+        # below Process.terminate(), since at exit multiprocessing goes past that
+        process._popen.terminate = process._popen.kill
 
 
 class _Watch:

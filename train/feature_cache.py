@@ -97,8 +97,11 @@ def fill(
         store.refresh()
         return 0
     encoder = captioner.vision_encoder
-    dtype = FP8 if store.stored_as == "fp8" else torch.bfloat16
-    image_bytes = encoder.num_patches * encoder.hidden_size * dtype.itemsize
+    fp8 = store.stored_as == "fp8"
+    patch_bytes = encoder.hidden_size * (FP8 if fp8 else torch.bfloat16).itemsize
+    if fp8:
+        patch_bytes += torch.float32.itemsize  # its scale
+    image_bytes = encoder.num_patches * patch_bytes
     ranks.on_first(lambda: _check_space(store.folder, len(missing), image_bytes))
     share = missing[ranks.rank :: ranks.world_size]
     failed: OSError | None = None

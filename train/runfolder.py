@@ -170,7 +170,7 @@ def check_same(config: RunConfig, stage_dir: Path) -> None:
 
 
 def _check_manifest(manifest: Manifest, config: RunConfig, folder: Path) -> None:
-    changed = differences(manifest.config, comparable(config, manifest.stage))
+    changed = differences(_in_todays_words(manifest.config), comparable(config, manifest.stage))
     stages = stages_up_to(manifest.stage, config)
     if manifest.stages and list(manifest.stages) != stages:
         # an empty one is of a checkpoint from before it was written down
@@ -181,6 +181,14 @@ def _check_manifest(manifest: Manifest, config: RunConfig, folder: Path) -> None
             + "\n  ".join(changed)
             + "\nSet these back, or start another run with name=…"
         )
+
+
+def _in_todays_words(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Before features could be kept in fp8, `feature_cache: true` was written down as such, and was bf16."""
+    return {
+        key: "bf16" if key.endswith(".feature_cache") and value is True else value
+        for key, value in saved.items()
+    }
 
 
 def stages_up_to(stage: str, config: RunConfig) -> list[str]:
