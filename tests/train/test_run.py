@@ -342,8 +342,8 @@ def test_a_loss_that_is_not_finite_names_stage_step_and_samples(
     assert "row7" in caught.value.sample_ids
 
 
-def test_a_data_worker_that_dies_ends_the_run_and_costs_only_the_steps_since_the_checkpoint(
-    finished: Path, make_config: Make
+def test_a_data_worker_that_dies_costs_the_run_nothing(
+    finished: Path, make_config: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     def kill_worker(event: StepEvent) -> None:
         if (event.stage, event.step) == ("instruct", 3):
@@ -351,13 +351,8 @@ def test_a_data_worker_that_dies_ends_the_run_and_costs_only_the_steps_since_the
             worker.kill()
             worker.join()
 
-    config = make_config("stages.instruct.data.num_workers=1")
-    with pytest.raises((DataError, RuntimeError), match="worker"):
-        run_training(config, callbacks=[kill_worker])
-    steps: list[int] = []
-    run_dir = run_training(config, resume="auto", callbacks=[lambda event: steps.append(event.step)])
-    # what the worker had read ahead was still made; checkpoints are of every second step
-    assert steps in ([3, 4, 5, 6, 7], [5, 6, 7])
+    run_dir = run_training(make_config("stages.instruct.data.num_workers=1"), callbacks=[kill_worker])
+    assert sum("killed by SIGKILL" in record.getMessage() for record in caplog.records) == 1
     name = "instruct/final/weights.safetensors"
     assert file_hash(run_dir / name) == file_hash(finished / name)
 
