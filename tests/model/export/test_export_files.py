@@ -282,4 +282,5 @@ def test_transformers_457_reads_the_same(
     batch = tools.batch_of(found["input_ids"], found["pixel_values"], int(found["input_ids"].max()))
     with torch.no_grad():
         expected = case.captioner.logits(batch)
-    assert (found["logits"][..., : expected.shape[-1]] - expected).abs().max() < 1e-5
+    # fp32 over another order of sums: 1.6e-5 was seen on a CPU without AVX-512
+    assert (found["logits"][..., : expected.shape[-1]] - expected).abs().max() < 3e-5

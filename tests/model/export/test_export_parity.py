@@ -23,8 +23,8 @@ from prismcap.model.hf.load import load_exported
 
 SIZES = [(90, 40), (37, 83), (20, 21), (200, 33)]
 
-# fp32 over another order of sums: 1.04e-5 was seen on a CPU without AVX-512
-LOGITS_ATOL = 2e-5
+# fp32 over another order of sums: 1.04e-5 was seen on a CPU without AVX-512, and 1.6e-5 in 4.57's
+LOGITS_ATOL = 3e-5
 
 
 class Given:
