@@ -33,13 +33,18 @@ def is_flattened(implementation: str) -> bool:
 
 
 def attention_inputs(
-    implementation: str, position_ids_BT: Tensor, segment_ids_BT: Tensor, dtype: torch.dtype
+    implementation: str,
+    position_ids_BT: Tensor,
+    segment_ids_BT: Tensor,
+    dtype: torch.dtype,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """The keyword arguments for the LLM's base model.
 
     segments: no mask that anything reads; `segments` says where each sample lies. sdpa: boolean
     mask [B, 1, T, T], true where a position may look. eager: the same, additive in `dtype`. FlashAttention:
     rows flattened to [1, L], no mask, `cu_seq_lens_q/k` (int32, from 0 to L) and `max_length_q/k`.
+    compiled: one group of segments, since each number of groups would be another program to compile.
     Under a mask, padding (segment 0) looks at earlier padding and itself, so that no row of the mask is
     empty (an empty softmax is NaN); nothing looks at padding.
     """
@@ -62,7 +67,7 @@ def attention_inputs(
             # four dimensions, or transformers would build a mask of [B, 1, T, T] from positions
             "attention_mask": segment_ids_BT.new_zeros(1, 1, 1, 1),
             "position_ids": position_ids_BT,
-            "segments": segment_groups(segment_ids_BT),
+            "segments": segment_groups(segment_ids_BT, 0.0) if compiled else segment_groups(segment_ids_BT),
         }
     allowed_B1TT = block_diagonal_causal(segment_ids_BT)[:, None]
     if implementation == "sdpa":

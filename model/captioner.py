@@ -42,6 +42,7 @@ class Captioner(nn.Module):
         self.tokenizer = tokenizer
         # an engine that shards frozen weights too sets it: gathering them is collective, pictures or not
         self.always_encodes = False
+        self.compiled = False  # the LLM's layers are (model/kernels.py)
 
     @property
     def image_spec(self) -> ImageSpec:
@@ -115,7 +116,7 @@ class Captioner(nn.Module):
         implementation = self.llm.config._attn_implementation
         check_window(self.llm.config, batch.input_ids.shape[1])
         inputs = attention_inputs(
-            implementation, batch.position_ids, batch.segment_ids, dtype=embeddings_BTH.dtype
+            implementation, batch.position_ids, batch.segment_ids, embeddings_BTH.dtype, self.compiled
         )
         rows = embeddings_BTH
         if is_flattened(implementation):

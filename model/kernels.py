@@ -28,6 +28,7 @@ def apply_kernels(captioner: Captioner, config: KernelConfig, device: torch.devi
     """
     if config.compile:
         _compile(captioner.llm)
+        captioner.compiled = True
     if config.liger:
         _apply_liger(captioner.llm, device)
 

@@ -45,8 +45,9 @@ class SegmentGroup:
     longest: int
 
 
-def segment_groups(segment_ids_BT: Tensor) -> list[SegmentGroup]:
-    """Every sample of the batch in one group, those of the longest first. Padding (segment 0) is in none."""
+def segment_groups(segment_ids_BT: Tensor, least_of_longest: float = LEAST_OF_LONGEST) -> list[SegmentGroup]:
+    """Every sample of the batch in one of the groups, those of the longest first. Padding (segment 0) is in
+    none. least_of_longest: 0 makes one group of all."""
     num_rows, row_length = segment_ids_BT.shape
     device = segment_ids_BT.device
     rows = torch.arange(num_rows, device=device)[:, None]
@@ -56,15 +57,15 @@ def segment_groups(segment_ids_BT: Tensor) -> list[SegmentGroup]:
     real = key % (row_length + 1) > 0
     length, order = length[real].sort(descending=True, stable=True)
     start = start[real][order]
-    bounds = group_bounds(length.tolist())
+    bounds = group_bounds(length.tolist(), least_of_longest)
     return [_group(start[first:end], length[first:end]) for first, end in pairwise(bounds)]
 
 
-def group_bounds(lengths: Sequence[int]) -> list[int]:
+def group_bounds(lengths: Sequence[int], least_of_longest: float = LEAST_OF_LONGEST) -> list[int]:
     """Where groups begin among samples sorted by falling length, and where the last one ends."""
     bounds = [0] if lengths else []
     for i, length in enumerate(lengths):
-        if length < LEAST_OF_LONGEST * lengths[bounds[-1]]:
+        if length < least_of_longest * lengths[bounds[-1]]:
             bounds.append(i)
     return [*bounds, len(lengths)]
 
@@ -77,7 +78,6 @@ def _group(start_S: Tensor, length_S: Tensor) -> SegmentGroup:
     return SegmentGroup((start_S[:, None] + offset_SL)[real_SL], slot_N, len(start_S), longest)
 
 
-@torch.compiler.disable  # batches differ in their groups, and each kind would be another program to compile
 def segment_attention(
     module: torch.nn.Module,
     query_BATF: Tensor,

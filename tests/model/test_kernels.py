@@ -95,12 +95,11 @@ def test_compiled_is_eager(
             scale = float(value.abs().max())
             torch.testing.assert_close(ours[name], value, atol=1e-5 * max(1.0, scale), rtol=1e-5, msg=name)
     counters = torch._dynamo.utils.counters
-    # attention over segments is left out of the programs, and only that
-    assert all("segment_attention" in reason for reason in counters["graph_break"]), counters["graph_break"]
+    assert not counters["graph_break"], counters["graph_break"]
     graphs = counters["stats"]["unique_graphs"]
-    # a few ways through a layer (rows of one, what requires a gradient), each in two programs, before and
-    # after attention; the same batches in another order compile nothing more
-    assert 1 <= graphs <= 16
+    # a few ways through a layer (attention, rows of one, what requires a gradient); the same batches in
+    # another order compile nothing more
+    assert 1 <= graphs <= 8
     results(compiled, batches[::-1])
     assert counters["stats"]["unique_graphs"] == graphs
 
