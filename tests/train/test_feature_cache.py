@@ -122,8 +122,8 @@ def test_the_size_said_before_is_the_size_on_disk(
     assert int(said) == on_disk - headers > 0
 
 
-# e4m3 rounds each value by up to 1/16, bf16 by up to 1/256
-@pytest.mark.parametrize(("stored_as", "tolerance"), [("bf16", 0.02), ("fp8", 0.05)])
+# seen: 0.0011 and 0.0036; the patches of each picture in reverse, 0.023
+@pytest.mark.parametrize(("stored_as", "tolerance"), [("bf16", 0.005), ("fp8", 0.01)])
 def test_training_with_the_cache_is_training_without(
     make_config: Make, stored_as: StoredAs, tolerance: float
 ) -> None:
