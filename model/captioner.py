@@ -116,7 +116,11 @@ class Captioner(nn.Module):
         implementation = self.llm.config._attn_implementation
         check_window(self.llm.config, batch.input_ids.shape[1])
         inputs = attention_inputs(
-            implementation, batch.position_ids, batch.segment_ids, embeddings_BTH.dtype, self.compiled
+            implementation,
+            batch.position_ids,
+            batch.segment_ids,
+            dtype=embeddings_BTH.dtype,
+            compiled=self.compiled,
         )
         rows = embeddings_BTH
         if is_flattened(implementation):
