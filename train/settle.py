@@ -14,8 +14,8 @@ from prismcap.train.runfolder import CONFIG, run_folder
 
 log = logging.getLogger(__name__)
 
-# Row lengths by device. cpu: the fastest of docs/bench.md, "Row length". cuda: never measured; long enough
-# that the products of a small LLM fill a GPU.
+# Row lengths by device. Chosen and not measured yet (`prismcap bench rows` is there for it): on a CPU, products
+# of about this many rows run at their full rate; a GPU wants more of them at once.
 ROW_TOKENS = {"cpu": 1024, "cuda": 4096}
 
 

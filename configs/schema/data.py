@@ -38,7 +38,7 @@ class BatchConfig(Section):
     row_tokens: int = Field(
         default=0,
         ge=0,
-        description="most tokens of a packed row; 0: what was measured as fastest on the device "
+        description="most tokens of a packed row; 0: the default of the device "
         "(train/settle.py), and at least data.max_tokens",
     )
     rows_per_micro_batch: int = Field(default=4, ge=1)
