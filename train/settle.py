@@ -14,8 +14,7 @@ from prismcap.train.runfolder import CONFIG, run_folder
 
 log = logging.getLogger(__name__)
 
-# Row lengths by device. Chosen and not measured yet (`prismcap bench rows` is there for it): on a CPU, products
-# of about this many rows run at their full rate; a GPU wants more of them at once.
+# Row lengths by device. Chosen, and not measured yet: `prismcap bench rows` is there for it.
 ROW_TOKENS = {"cpu": 1024, "cuda": 4096}
 
 
