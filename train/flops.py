@@ -113,7 +113,8 @@ class FlopModel:
     """What a captioner costs as it stands, made ready by prepare_stage, checkpointing on or off.
 
     encoder and connector: per tile. llm: per position. attention: per pair of positions, all layers and
-    heads. head: per supervised position. implementation: of the LLM's attention.
+    heads. head: per supervised position. implementation: of the LLM's attention. compiled: by
+    kernels.apply_kernels, after which all samples are one group of attention.
     """
 
     implementation: str
@@ -124,6 +125,7 @@ class FlopModel:
     llm: Cost
     attention: Cost
     head: Cost
+    compiled: bool = False
 
     @classmethod
     def of(cls, captioner: Captioner) -> FlopModel:
@@ -187,7 +189,8 @@ class FlopModel:
         if self.implementation == SEGMENTS:
             # a batch without samples runs each of its rows as one
             lengths = sorted(shape.segments or (shape.row_tokens,) * shape.rows, reverse=True)
-            groups = [(lengths[first], end - first) for first, end in pairwise(group_bounds(lengths))]
+            bounds = group_bounds(lengths, 0.0) if self.compiled else group_bounds(lengths)
+            groups = [(lengths[first], end - first) for first, end in pairwise(bounds)]
             return sum(
                 (cost if longest <= LONGEST_OF_PRODUCTS else fused) * num_samples * longest**2
                 for longest, num_samples in groups

@@ -28,12 +28,14 @@ def evaluate(
     from prismcap.evaluate.results import METRICS
     from prismcap.evaluate.run import evaluate_run
     from prismcap.evaluate.table import metrics_table
+    from prismcap.train.precision import warn_if_slow
 
-    if (run / "config.yaml").is_file():
-        threads = load_config(run / "config.yaml").num_threads
-        if threads is not None:
-            torch.set_num_threads(threads)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if (run / "config.yaml").is_file():
+        config = load_config(run / "config.yaml")
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        warn_if_slow(list(config.stages.values())[-1].precision, torch.device(device))
     try:
         metrics = evaluate_run(run, splits, limit, device, sys.stderr.isatty(), missing)
     except DataError as error:

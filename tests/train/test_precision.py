@@ -14,7 +14,7 @@ from prismcap.configs.schema.stage import Precision
 from prismcap.model.precision import autocast
 from prismcap.train import precision as module
 from prismcap.train.distributed import Ranks
-from prismcap.train.precision import fastest_precision, with_precision
+from prismcap.train.precision import fastest_precision, warn_if_slow, with_precision
 from prismcap.train.run import run_training
 from prismcap.train.settle import ROW_TOKENS, settle, with_row_tokens
 
@@ -86,3 +86,18 @@ def test_an_open_row_length_is_the_devices(make_config: Make, monkeypatch: pytes
     run_training(config)
     monkeypatch.setitem(ROW_TOKENS, "cpu", before + 8)  # as in a later version
     assert row_tokens(settle(config, Ranks())) == [before, 99]
+
+
+@pytest.mark.parametrize(
+    ("precision", "ratio", "warned"), [("bf16", 0.01, True), ("bf16", 2.0, False), ("fp32", 0.01, False)]
+)
+def test_a_device_without_units_for_the_precision_of_a_run_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    precision: Precision,
+    ratio: float,
+    warned: bool,
+) -> None:
+    faster(monkeypatch, ratio)
+    warn_if_slow(precision, CPU)
+    assert ("this cpu is slow in" in caplog.text) == warned

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class Ours:
         self.batch = stage.batch
         captioner = build_captioner(model_config(case.size, case.visual_tokens), seed=case.seed)
         prepare_stage(captioner, stage.train, seed=case.seed)
-        self.flop_model = FlopModel.of(captioner)
+        self.flop_model = replace(FlopModel.of(captioner), compiled=compiled)
         apply_kernels(captioner, stage.kernels, device)
         total = stage.schedule.max_steps
         assert total is not None

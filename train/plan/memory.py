@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import cycle
@@ -18,7 +19,7 @@ from prismcap.model.captioner import Captioner
 from prismcap.model.shapes import shapes_only
 from prismcap.model.trainable import prepare_stage
 from prismcap.train.plan.activations import LLM, LOGITS, VISION, activation_bytes
-from prismcap.train.plan.static import Sharding, Sizes, StaticBytes, sizes_of, static_bytes
+from prismcap.train.plan.static import FP32_BYTES, Sharding, Sizes, StaticBytes, sizes_of, static_bytes
 from prismcap.train.plan.worst_case import worst_batch
 
 PARTS = ("weights", "gradients", "optimiser", "communication", LLM, LOGITS, VISION)
@@ -54,6 +55,18 @@ def shape_captioner(model: ModelConfig, stage: StageConfig) -> tuple[Captioner, 
     return captioner, mode
 
 
+def held_features_bytes(
+    captioner: Captioner, stage: StageConfig, sharding: Sharding, num_at_work: int
+) -> int:
+    """Features held until a step's end, beside those of a micro-batch's `num_at_work` pictures, in fp32: a
+    frozen encoder runs ahead of all micro-batches (train/encode_ahead.py). A picture a sample is assumed."""
+    if captioner.trains_encoder or stage.feature_cache or sharding.zero_stage == 3:
+        return 0
+    pictures = math.ceil(stage.batch.samples_per_step / sharding.num_gpus) - num_at_work
+    encoder = captioner.vision_encoder
+    return max(0, pictures) * encoder.num_patches * encoder.hidden_size * FP32_BYTES
+
+
 @dataclass
 class StageMemory:
     """Answers for one stage; each forward and backward pass of shapes is made once."""
@@ -61,7 +74,8 @@ class StageMemory:
     model: ModelConfig
     stage: StageConfig
     _made: tuple[Captioner, FakeTensorMode] | None = field(default=None, repr=False)
-    _passes: dict[tuple[bool, int], Counter[str]] = field(default_factory=dict, repr=False)
+    # the pass by part, and the pictures in it
+    _passes: dict[tuple[bool, int], tuple[Counter[str], int]] = field(default_factory=dict, repr=False)
 
     @property
     def captioner(self) -> Captioner:
@@ -92,8 +106,11 @@ class StageMemory:
                 for name in ("tiles", "features")
                 if (value := getattr(batch, name)) is not None
             }
-            self._passes[key] = activation_bytes(captioner, replace(batch, **pictures), self.stage.precision)
-        return Memory(static_bytes(self.sizes, self.stage, sharding), self._passes[key])
+            found = activation_bytes(captioner, replace(batch, **pictures), self.stage.precision)
+            self._passes[key] = found, len(batch.spans)
+        found, num_pictures = self._passes[key]
+        held = held_features_bytes(self.captioner, self.stage, sharding, num_pictures)
+        return Memory(static_bytes(self.sizes, self.stage, sharding), found + Counter({VISION: held}))
 
     def most_rows(self, sharding: Sharding, device_bytes: float) -> int:
         """The largest number of full rows in a micro-batch that fits into `device_bytes`; 0 if none does.

@@ -18,10 +18,13 @@ from prismcap.data.schema import Batch
 from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner
 from prismcap.model.trainable import prepare_stage
+from prismcap.train.distributed import Ranks
+from prismcap.train.encode_ahead import with_features
 from prismcap.train.plan.activations import LLM, LOGITS, VISION
-from prismcap.train.plan.memory import Memory, StageMemory
+from prismcap.train.plan.memory import Memory, StageMemory, held_features_bytes
 from prismcap.train.plan.static import Sharding, StaticBytes
 from prismcap.train.plan.worst_case import worst_batch
+from prismcap.train.step import agree
 
 MakeStage = Callable[..., StageConfig]
 CONNECTOR = {"connector": {"lr": 1e-3}}
@@ -108,6 +111,36 @@ def test_parts_are_told_apart(small_model: ModelConfig, make_stage: MakeStage) -
     assert many[VISION] > 5 * few[VISION] > 0
     # pictures take the place of text: fewer positions are supervised
     assert 0 < many[LOGITS] < few[LOGITS]
+
+
+def test_features_of_the_whole_step_are_held(small_model: ModelConfig, make_stage: MakeStage) -> None:
+    """The plan against what encode_ahead makes of a step of several micro-batches, a picture a sample."""
+    sizes = {"row_tokens": 128, "rows_per_micro_batch": 1, "images_per_micro_batch": 3}
+    stage = make_stage(batch=sizes | {"samples_per_step": 12})
+    captioner = real_captioner(small_model, stage)
+    batches = [worst_batch(captioner, stage) for _ in range(4)]
+    pictures = len(batches[0].spans)
+    unlike = [
+        replace(batch, tiles=torch.rand(pictures, *batch.tiles.shape[1:]))
+        for batch in batches
+        if batch.tiles is not None
+    ]
+    ahead = with_features(agree(unlike, Ranks()), captioner, captioner.device).micro_batches
+    storages = {
+        batch.features.untyped_storage().data_ptr(): batch.features.untyped_storage()
+        for batch in ahead
+        if batch.features is not None
+    }
+    made = sum(storage.nbytes() for storage in storages.values())
+    assert held_features_bytes(captioner, stage, Sharding(None), pictures) == made * 3 // 4 > 0
+    planned = StageMemory(small_model, stage)
+    alone = StageMemory(small_model, make_stage(batch=sizes | {"samples_per_step": 3}))
+    assert (
+        planned.of(Sharding(None)).passing[VISION] - alone.of(Sharding(None)).passing[VISION] == made * 3 // 4
+    )
+    assert planned.of(Sharding(None, num_gpus=4)).passing == alone.of(Sharding(None)).passing
+    cached = make_stage(batch=sizes | {"samples_per_step": 12}, feature_cache=True)
+    assert held_features_bytes(captioner, cached, Sharding(None), pictures) == 0
 
 
 @pytest.mark.parametrize("pictures", [0, 50, 400])
