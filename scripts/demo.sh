@@ -38,10 +38,6 @@ run="checkpoints/$name"
 
 make_environment "demo"
 export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-# glibc would give freed activations back after each step and fault them in again;
-# what is above the mmap threshold, such as logits, is still given back: kept, it fragments the heap
-malloc=glibc.malloc
-export GLIBC_TUNABLES="$malloc.hugetlb=1:$malloc.trim_threshold=100000000000:$malloc.mmap_threshold=33554432"
 
 say "Fetching the pictures ($objects) and the two small models"
 if [ "$objects" = tuxpaint ]; then

@@ -29,8 +29,9 @@ from transformers import AttentionInterface
 from prismcap.data.schema import Batch
 from prismcap.model.attention import SEGMENTS, is_flattened
 from prismcap.model.captioner import Captioner
+from prismcap.model.causal_blocks import block_bounds
 from prismcap.model.loss import num_chunks
-from prismcap.model.segment_attention import LONGEST_OF_PRODUCTS, group_bounds
+from prismcap.model.segment_attention import group_bounds
 
 PARTS = ("vision_encoder", "connector", "llm", "attention", "head")
 _PROBE = "prismcap_flop_probe"
@@ -113,13 +114,15 @@ class FlopModel:
     """What a captioner costs as it stands, made ready by prepare_stage, checkpointing on or off.
 
     encoder and connector: per tile. llm: per position. attention: per pair of positions, all layers and
-    heads. head: per supervised position. implementation: of the LLM's attention. compiled: by
-    kernels.apply_kernels, after which all samples are one group of attention.
+    heads. scores_again: per pair, in the layers whose attention has a backward pass. head: per supervised
+    position. implementation: of the LLM's attention. compiled: by kernels.apply_kernels, after which all
+    samples are one group of attention.
     """
 
     implementation: str
     vocabulary: int
     trains_encoder: bool
+    scores_again: float
     encoder: Cost
     connector: Cost
     llm: Cost
@@ -152,6 +155,7 @@ class FlopModel:
             implementation=implementation,
             vocabulary=int(llm.get_output_embeddings().out_features),
             trains_encoder=captioner.trains_encoder,
+            scores_again=sum(call.forward for call in once if call.backward) / 2,
             encoder=costs.pop("vision_encoder"),
             **costs,
         )
@@ -183,24 +187,27 @@ class FlopModel:
     def _attention_executed(self, shape: BatchShape, pairs: float) -> float:
         cost = self.attention.executed
         # a fused kernel makes the scores, one of the two forward products, again in its backward pass
-        fused = cost + (self.attention.forward / 2 if self.attention.backward else 0.0)
+        fused = cost + self.scores_again
         if is_flattened(self.implementation):
             return fused * pairs
         if self.implementation == SEGMENTS:
             # a batch without samples runs each of its rows as one
             lengths = sorted(shape.segments or (shape.row_tokens,) * shape.rows, reverse=True)
-            bounds = group_bounds(lengths, 0.0) if self.compiled else group_bounds(lengths)
-            groups = [(lengths[first], end - first) for first, end in pairwise(bounds)]
-            return sum(
-                (cost if longest <= LONGEST_OF_PRODUCTS else fused) * num_samples * longest**2
-                for longest, num_samples in groups
-            )
+            if self.compiled:
+                return fused * len(lengths) * lengths[0] ** 2
+            groups = [(lengths[first], end - first) for first, end in pairwise(group_bounds(lengths))]
+            return sum(fused * num_samples * _block_pairs(longest) for longest, num_samples in groups)
         return (cost if self.implementation == "eager" else fused) * shape.rows * shape.row_tokens**2
 
     def step(self, shapes: Iterable[BatchShape]) -> Flops:
         """The sum over micro-batches."""
         nothing = dict.fromkeys(PARTS, 0.0)
         return sum((self.micro_batch(shape) for shape in shapes), Flops(nothing, nothing))
+
+
+def _block_pairs(length: int) -> int:
+    """Pairs of positions that blocks of queries compute."""
+    return sum((end - first) * end for first, end in block_bounds(length))
 
 
 @contextmanager

@@ -26,6 +26,7 @@ def doctor(config: str, overrides: tuple[str, ...]) -> None:
     from prismcap.configs.load import load_config
     from prismcap.data.schema import DataError
     from prismcap.scripts.exporting import dry_export
+    from prismcap.train.allocator import keep_freed_memory
     from prismcap.train.distributed import process_group
     from prismcap.train.doctor.checkup import check_run
     from prismcap.train.doctor.findings import errors
@@ -33,6 +34,7 @@ def doctor(config: str, overrides: tuple[str, ...]) -> None:
     loaded = load_config(config, overrides)
     if loaded.num_threads is not None:
         torch.set_num_threads(loaded.num_threads)
+    keep_freed_memory()
     with process_group() as ranks:
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         say = click.echo if ranks.is_first else _silent

@@ -28,8 +28,10 @@ def evaluate(
     from prismcap.evaluate.results import METRICS
     from prismcap.evaluate.run import evaluate_run
     from prismcap.evaluate.table import metrics_table
+    from prismcap.train.allocator import keep_freed_memory
     from prismcap.train.precision import warn_if_slow
 
+    keep_freed_memory()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if (run / "config.yaml").is_file():
         config = load_config(run / "config.yaml")

@@ -42,6 +42,7 @@ def train(config: str, overrides: tuple[str, ...], resume: str, dry_export: bool
     from prismcap.configs.load import load_config
     from prismcap.data.schema import DataError
     from prismcap.scripts.exporting import dry_export as dry_export_hook
+    from prismcap.train.allocator import keep_freed_memory
     from prismcap.train.checkpoint import SaveError
     from prismcap.train.distributed import process_group
     from prismcap.train.doctor.checkup import check_before_stage, check_before_training
@@ -50,6 +51,7 @@ def train(config: str, overrides: tuple[str, ...], resume: str, dry_export: bool
     from prismcap.train.signals import StoppedError
 
     loaded = load_config(config, overrides)
+    keep_freed_memory()
     with process_group() as ranks:
         level = logging.INFO if ranks.is_first else logging.ERROR
         logging.basicConfig(level=logging.WARNING, format="%(message)s")

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from prismcap.configs.errors import ConfigError
+from prismcap.train.allocator import keep_freed_memory
 from prismcap.train.bench.job import Figures, Job, Spec, UnfitError
 
 
@@ -60,6 +61,7 @@ def main() -> None:
         answers.write(json.dumps(value) + "\n")
         answers.flush()
 
+    keep_freed_memory()  # as a training run does, for all contenders
     _be_first_to_go()
     spec = json.loads(sys.argv[1])
     try:

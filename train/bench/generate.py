@@ -40,10 +40,10 @@ class GenerateJob:
         features = DrawnFeatures(case.visual_tokens, VISION_WIDTHS[case.size], case.seed)
         features.draw(self.prompts)
         self.features_PKD = torch.cat([features.read(prompt.images[0])[0] for prompt in self.prompts])
+        memory.restart_peak()
 
     def run(self, step: int) -> Figures:  # noqa: ARG002 - every step is the same
         """Time and the tokens that came out."""
-        memory.restart_peak()
         tokens: list[list[int]] = []
         started_s = time.perf_counter()
         with torch.no_grad(), autocast(self.captioner.device, self.case.precision):

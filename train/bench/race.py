@@ -19,10 +19,6 @@ from prismcap.configs.errors import ConfigError
 
 Figures = dict[str, Any]
 
-# as scripts/demo.sh sets it, for all contenders: freed activations are kept, large blocks handed back
-_ALLOCATOR = (
-    "glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=100000000000:glibc.malloc.mmap_threshold=33554432"
-)
 _ERROR_LINES = 15
 _PATIENCE_S = 10.0
 
@@ -48,7 +44,6 @@ class Child:
             stderr=self._errors,
             text=True,
             env={
-                "GLIBC_TUNABLES": _ALLOCATOR,
                 **os.environ,
                 "OMP_NUM_THREADS": str(num_threads),
                 "MKL_NUM_THREADS": str(num_threads),

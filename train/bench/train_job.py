@@ -28,9 +28,10 @@ class TrainJob:
         self.case, self.contender, self.device = case, contender, device
         self.samples = all_samples(case)
         self.features = features_of(case)
+        memory.restart_peak()  # making the weights is not training
 
     def run(self, step: int) -> Figures:
-        """See child.Job. time_s holds batching_s; memory is the peak within this step.
+        """See child.Job. time_s holds batching_s; memory is the peak since set-up.
 
         A step in which something was compiled is made again, and what it took longer is compile_s; the loss
         is that of the first time.
@@ -47,7 +48,6 @@ class TrainJob:
         samples = self.samples[step * size : (step + 1) * size]
         self.features.draw(samples)
         graphs = _num_graphs()
-        memory.restart_peak()
         started_s = time.perf_counter()
         figures = self.contender.step(samples, self.features)
         if self.device.type == "cuda":
