@@ -29,9 +29,8 @@ from transformers import AttentionInterface
 from prismcap.data.schema import Batch
 from prismcap.model.attention import SEGMENTS, is_flattened
 from prismcap.model.captioner import Captioner
-from prismcap.model.causal_blocks import block_bounds
 from prismcap.model.loss import num_chunks
-from prismcap.model.segment_attention import group_bounds
+from prismcap.model.segment_attention import LONGEST_OF_PRODUCTS, group_bounds
 
 PARTS = ("vision_encoder", "connector", "llm", "attention", "head")
 _PROBE = "prismcap_flop_probe"
@@ -193,21 +192,18 @@ class FlopModel:
         if self.implementation == SEGMENTS:
             # a batch without samples runs each of its rows as one
             lengths = sorted(shape.segments or (shape.row_tokens,) * shape.rows, reverse=True)
-            if self.compiled:
-                return fused * len(lengths) * lengths[0] ** 2
-            groups = [(lengths[first], end - first) for first, end in pairwise(group_bounds(lengths))]
-            return sum(fused * num_samples * _block_pairs(longest) for longest, num_samples in groups)
+            bounds = group_bounds(lengths, 0.0) if self.compiled else group_bounds(lengths)
+            groups = [(lengths[first], end - first) for first, end in pairwise(bounds)]
+            return sum(
+                (cost if longest <= LONGEST_OF_PRODUCTS else fused) * num_samples * longest**2
+                for longest, num_samples in groups
+            )
         return (cost if self.implementation == "eager" else fused) * shape.rows * shape.row_tokens**2
 
     def step(self, shapes: Iterable[BatchShape]) -> Flops:
         """The sum over micro-batches."""
         nothing = dict.fromkeys(PARTS, 0.0)
         return sum((self.micro_batch(shape) for shape in shapes), Flops(nothing, nothing))
-
-
-def _block_pairs(length: int) -> int:
-    """Pairs of positions that blocks of queries compute."""
-    return sum((end - first) * end for first, end in block_bounds(length))
 
 
 @contextmanager

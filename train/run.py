@@ -212,6 +212,7 @@ class _StageRun:
         if stage.gradient_checkpointing:
             captioner.enable_gradient_checkpointing()
         captioner.to(ranks.device)
+        meter = MfuMeter.of(captioner, stage, ranks)  # a CPU's rate is measured: before anything runs beside
         loader = stage_loader(self.config, self.name, captioner, ranks)
         steps = total_steps(stage.schedule, len(loader.mix), stage.batch.samples_per_step)
         self.num_samples, self.num_steps = len(loader.mix), steps
@@ -219,7 +220,6 @@ class _StageRun:
             loader = replace(loader, images=self._features(captioner, loader.mix, steps))
         trainable = sum(parameter.numel() for parameter in trainable_parameters(captioner).values())
         log.info("stage %s: %d steps, %d weights train", self.name, steps, trainable)
-        meter = MfuMeter.of(captioner, stage, ranks)
         apply_kernels(captioner, stage.kernels, ranks.device)
         engine = build_engine(self.config, self.name, captioner, steps, ranks)
         tally = RejectionTally(stage.data.max_rejected_share, steps * stage.batch.samples_per_step)

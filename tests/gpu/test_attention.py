@@ -41,7 +41,7 @@ LLAMA = {
 }
 # two rows: where transformers guesses packing from positions, it only does for one
 ROWS = ((37, 5, 80, 6), (1, 64, 30))
-# samples of unlike length, in several groups
+# samples on both sides of segment_attention.LONGEST_OF_PRODUCTS
 LONG_ROWS = ((37, 5, 180, 6), (1, 64, 150, 30))
 Measured = Callable[[str], None]
 

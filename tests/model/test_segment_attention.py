@@ -10,22 +10,19 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prismcap.configs.errors import ConfigError
-from prismcap.model import causal_blocks
+from prismcap.model import segment_attention as module
 from prismcap.model.attention import attention_inputs, register_segments
 from prismcap.model.segment_attention import group_bounds, segment_attention, segment_groups
 
 # three rows of 17: samples of many lengths, a full row, a row that begins with a new sample at once
 ROWS = [[3, 1, 7, 4], [17], [5, 5, 1]]
-# the kernel of torch, several blocks to a sample (the last one short), and one
-WAYS = {"kernel": 0, "blocks": 5, "one_block": 128}
+# up to which length products are taken: never, for some of the groups, always
+WAYS = {"kernel": 0, "both": 5, "products": 128}
 
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "kernel":
-        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    else:
-        monkeypatch.setattr(causal_blocks, "BLOCK_TOKENS", WAYS[request.param])
+    monkeypatch.setattr(module, "LONGEST_OF_PRODUCTS", WAYS[request.param])
     return str(request.param)
 
 
