@@ -10,8 +10,6 @@ Shape legend: P tiles, K patches, D encoder width, N tokens (queries), E Q-Forme
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -55,9 +53,9 @@ class Options(Section):
 class QFormerConnector(Connector):
     """N = num_queries, for any K.
 
-    Norm and Q-Former compute in fp32 even under autocast; the projection follows autocast. Weights that are
-    no longer fp32 (DeepSpeed's ZeRO in bf16) compute under autocast as everything else. Nothing is dropped
-    out: MiniGPT-4 keeps its frozen Q-Former in eval mode.
+    Norm and Q-Former compute in the dtype of their weights, fp32, even under autocast (bf16 where DeepSpeed's
+    ZeRO has made them that); the projection follows autocast. Nothing is dropped out: MiniGPT-4 keeps its
+    frozen Q-Former in eval mode.
     """
 
     takes_class_tokens = True
@@ -92,12 +90,10 @@ class QFormerConnector(Connector):
 
     def query(self, features_PKD: Tensor) -> Tensor:
         """What the queries found: [P, N, E] in the dtype of the weights."""
-        dtype, device = self.queries.dtype, features_PKD.device.type
-        exact = maybe_autocast(device, enabled=False) if dtype == torch.float32 else nullcontext()
-        with exact:
+        with maybe_autocast(features_PKD.device.type, enabled=False):
             found_PNE: Tensor = self.qformer(
                 query_embeds=self.queries.expand(len(features_PKD), -1, -1),
-                encoder_hidden_states=self.norm(features_PKD.to(dtype)),
+                encoder_hidden_states=self.norm(features_PKD.to(self.queries.dtype)),
             ).last_hidden_state
         return found_PNE
 

@@ -126,8 +126,8 @@ def test_norm_and_qformer_stay_fp32_under_autocast(make: Make, shaken: Shaken) -
     assert torch.equal(tokens, rounded)
 
 
-def test_weights_in_bf16_compute_as_everything_else(make: Make) -> None:
-    """DeepSpeed's ZeRO makes all weights bf16, for its masters are elsewhere."""
+def test_weights_in_bf16_compute_in_bf16(make: Make) -> None:
+    """DeepSpeed's ZeRO makes all weights bf16, for its masters are elsewhere; features may still be fp32."""
     connector = make("qformer", layer_norm=True)
     features = torch.randn(2, 16, 16)
     expected = connector(features)
