@@ -15,7 +15,7 @@ class PrismcapConfig(PretrainedConfig):
 
     vision: `{"kind": "timm", "model": name, "keywords": {...}}`, or `{"kind": "tower", "config": {...},
         "layer": index into hidden_states, "num_class_tokens": 0 or 1}` for CLIP and SigLIP.
-    connector: `{"k": side of the square of patches joined into a token, "grid": [rows, columns] of
+    connector: `{"block": [rows, columns] of the patches joined into a token, "grid": [rows, columns] of
         patches, "widths": [input, ..., output] of the linear layers, "layer_norm": true or false}`.
     text_config: of any causal LM of transformers.
     image_token_id: the id that stands for one visual token in `input_ids`.

@@ -72,7 +72,7 @@ def _connector(connector: nn.Module, grid: tuple[int, int]) -> dict[str, Any]:
         raise _unknown("connector", connector)
     layers = [layer for layer in connector.modules() if isinstance(layer, nn.Linear)]
     return {
-        "k": getattr(connector, "k", 1),
+        "block": list(getattr(connector, "block", (1, 1))),
         "grid": list(grid),
         "widths": [layers[0].in_features, *(layer.out_features for layer in layers)],
         "layer_norm": isinstance(getattr(connector, "norm", None), nn.LayerNorm),

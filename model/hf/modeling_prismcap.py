@@ -63,11 +63,11 @@ class TowerVision(nn.Module):
 
 
 class PrismcapConnector(nn.Module):
-    """k x k neighbouring patches joined into one token (k = 1: none), LayerNorm, MLP with GELU."""
+    """Blocks of neighbouring patches joined into one token each (1 x 1: none), LayerNorm, MLP with GELU."""
 
     def __init__(self, connector: dict[str, Any]) -> None:
         super().__init__()
-        self.k: int = connector["k"]
+        self.high, self.wide = connector["block"]
         self.rows, self.columns = connector["grid"]
         widths: list[int] = connector["widths"]
         self.norm = nn.LayerNorm(widths[0]) if connector["layer_norm"] else nn.Identity()
@@ -81,9 +81,10 @@ class PrismcapConnector(nn.Module):
     def forward(self, features_PKD: Tensor) -> Tensor:
         """tokens_PNH, in row-major order of the coarser grid."""
         images, _, width = features_PKD.shape
-        rows, columns, k = self.rows // self.k, self.columns // self.k, self.k
-        blocks = features_PKD.reshape(images, rows, k, columns, k, width).transpose(2, 3)
-        tokens_PNH: Tensor = self.layers(self.norm(blocks.reshape(images, rows * columns, k * k * width)))
+        high, wide = self.high, self.wide
+        rows, columns = self.rows // high, self.columns // wide
+        blocks = features_PKD.reshape(images, rows, high, columns, wide, width).transpose(2, 3)
+        tokens_PNH: Tensor = self.layers(self.norm(blocks.flatten(3).flatten(1, 2)))
         return tokens_PNH
 
 

@@ -52,7 +52,12 @@ EXAMPLES: dict[str, dict[str, dict[str, Any]]] = {
         "siglip": {"config": TOWER},
         "clip": {"config": TOWER},
     },
-    "connector": {"patch_concat": {"k": 2}},
+    "connector": {
+        "patch_concat": {"k": 2},
+        "qformer": {"num_queries": 5, "hidden": 24, "layers": 3, "heads": 4, "intermediate": 40},
+        "abstractor": {"num_queries": 5, "hidden": 24, "layers": 2, "heads": 4, "intermediate": 40},
+        "resampler": {"latents": 5, "depth": 2, "heads": 4, "head_size": 6, "kv_heads": 2},
+    },
     "llm": {"random": {"config": LLAMA}},
 }
 

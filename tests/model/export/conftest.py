@@ -70,7 +70,7 @@ KINDS = {
         "custom",
         "resize",
         {"name": "timm", "model": "tf_efficientnet_lite0", "image_size": 128},
-        {"name": "patch_concat", "k": 2},
+        {"name": "patch_concat", "k": [1, 2]},
         tied=True,
     ),
     "clip-deep": Kind("custom", "pad", CLIP, {"name": "mlp", "depth": 3, "layer_norm": True}),

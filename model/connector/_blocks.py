@@ -1,0 +1,36 @@
+"""What connectors share that make one token of a block of neighbouring patches.
+
+Shape legend: P tiles, K patches = rows * columns, D encoder width, N tokens, one per block.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from prismcap.configs.errors import ConfigError
+from prismcap.model.contracts import Connector
+
+
+class BlockConnector(Connector):
+    """Tokens are in row-major order of the coarser grid; so are the patches within a block.
+
+    `k` is a block's side, or its (rows, columns). Raises ConfigError when blocks do not fill the grid.
+    """
+
+    def __init__(self, name: str, grid: tuple[int, int], k: int | tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.block = (k, k) if isinstance(k, int) else k
+        if grid[0] % self.block[0] or grid[1] % self.block[1]:
+            raise ConfigError(
+                f"{name}: the encoder's grid of {grid[0]} x {grid[1]} patches is not divisible by "
+                f"k = {k}: change k, or the encoder's image_size"
+            )
+        self.num_tokens = (grid[0] // self.block[0]) * (grid[1] // self.block[1])
+
+    def blocks(self, features_PKD: Tensor) -> Tensor:
+        """[P, N, patches of a block, D]."""
+        (rows, columns), (high, wide) = self.grid, self.block
+        tiles, _, width = features_PKD.shape
+        split = features_PKD.reshape(tiles, rows // high, high, columns // wide, wide, width)
+        return split.transpose(2, 3).reshape(tiles, self.num_tokens, high * wide, width)

@@ -1,0 +1,107 @@
+"""BLIP-2's Q-Former, then linear, as in MiniGPT-4 (arXiv 2304.10592; BLIP-2: arXiv 2301.12597).
+
+Learned queries look at the picture in every second of BERT-base's layers: 32 tokens, however many patches.
+MiniGPT-4 trains the last linear layer alone. Queries and Q-Former have BLIP-2's layout, so that its weights
+load by name: `queries` is `query_tokens`, `qformer.*` that of transformers' Blip2QFormerModel. BLIP-2's
+`ln_vision` is the encoder's post_layernorm; `layer_norm` is for encoders whose features come without one.
+
+Shape legend: P tiles, K patches, D encoder width, N tokens (queries), E Q-Former width, H LLM width.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
+from transformers.utils.generic import maybe_autocast
+
+from prismcap.configs.schema.base import Section
+from prismcap.model.connector.mlp import mlp
+from prismcap.model.contracts import Connector
+
+QUERY_STD = 0.02  # BERT's initializer_range, as in BLIP-2
+
+
+class Options(Section):
+    num_queries: int = Field(default=32, ge=1, description="tokens of a tile")
+    hidden: int = Field(default=768, ge=1, description="width of the Q-Former")
+    layers: int = Field(default=12, ge=1, description="layers of the Q-Former")
+    heads: int = Field(default=12, ge=1, description="attention heads; they divide hidden")
+    cross_attention_frequency: int = Field(
+        default=2, ge=1, description="layer 0 and every so many further on look at the picture"
+    )
+    intermediate: int = Field(default=3072, ge=1, description="width within a layer's MLP")
+    layer_norm: bool = Field(default=False, description="LayerNorm of the features first")
+    projection_depth: int = Field(
+        default=1,
+        ge=1,
+        description="linear layers to the LLM, with GELU between them; MiniGPT-4's ablation has 3 (without "
+        "a word on what is between them)",
+    )
+    match_embedding_std: bool = False  # see model/build.py: scale_to_embeddings
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Options:
+        if self.hidden % self.heads:
+            raise ValueError(
+                f"qformer: heads = {self.heads} does not divide hidden = {self.hidden}: change one of them"
+            )
+        return self
+
+
+class QFormerConnector(Connector):
+    """N = num_queries, for any K.
+
+    Norm and Q-Former compute in the dtype of their weights, fp32, even under autocast (bf16 where DeepSpeed's
+    ZeRO has made them that); the projection follows autocast. Nothing is dropped out: MiniGPT-4 keeps its
+    frozen Q-Former in eval mode.
+    """
+
+    takes_class_tokens = True
+
+    def __init__(self, vision_hidden_size: int, llm_hidden_size: int, options: Options) -> None:
+        super().__init__()
+        self.num_tokens = options.num_queries
+        self.norm = nn.LayerNorm(vision_hidden_size) if options.layer_norm else nn.Identity()
+        self.queries = nn.Parameter(torch.randn(1, options.num_queries, options.hidden) * QUERY_STD)
+        self.qformer = Blip2QFormerModel(
+            Blip2QFormerConfig(
+                hidden_size=options.hidden,
+                num_hidden_layers=options.layers,
+                num_attention_heads=options.heads,
+                intermediate_size=options.intermediate,
+                cross_attention_frequency=options.cross_attention_frequency,
+                encoder_hidden_size=vision_hidden_size,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+            )
+        )
+        self.projection: nn.Module
+        if options.projection_depth == 1:
+            self.projection = nn.Linear(options.hidden, llm_hidden_size)
+        else:
+            self.projection = mlp([options.hidden, *[llm_hidden_size] * options.projection_depth])
+
+    def forward(self, features_PKD: Tensor) -> Tensor:
+        """tokens_PNH."""
+        tokens_PNH: Tensor = self.projection(self.query(features_PKD))
+        return tokens_PNH
+
+    def query(self, features_PKD: Tensor) -> Tensor:
+        """What the queries found: [P, N, E] in the dtype of the weights."""
+        with maybe_autocast(features_PKD.device.type, enabled=False):
+            found_PNE: Tensor = self.qformer(
+                query_embeds=self.queries.expand(len(features_PKD), -1, -1),
+                encoder_hidden_states=self.norm(features_PKD.to(self.queries.dtype)),
+            ).last_hidden_state
+        return found_PNE
+
+
+def build(
+    options: Options,
+    vision_hidden_size: int,
+    grid: tuple[int, int],  # noqa: ARG001
+    llm_hidden_size: int,
+) -> QFormerConnector:
+    return QFormerConnector(vision_hidden_size, llm_hidden_size, options)
