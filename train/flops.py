@@ -155,8 +155,11 @@ class FlopModel:
             vocabulary=int(llm.get_output_embeddings().out_features),
             trains_encoder=captioner.trains_encoder,
             scores_again=sum(call.forward for call in once if call.backward) / 2,
-            encoder=costs.pop("vision_encoder"),
-            **costs,
+            encoder=costs["vision_encoder"],
+            connector=costs["connector"],
+            llm=costs["llm"],
+            attention=costs["attention"],
+            head=costs["head"],
         )
 
     def micro_batch(self, shape: BatchShape) -> Flops:
