@@ -26,7 +26,7 @@ from prismcap.train.checkpoint import file_hash, verify
 from prismcap.train.distributed import Ranks
 from prismcap.train.fit import StepEvent
 from prismcap.train.run import run_training
-from prismcap.train.signals import StoppedError, StopRequest
+from prismcap.train.signals import SIGNALS, StoppedError, StopRequest
 
 Make = Callable[..., RunConfig]
 STEPS = [*(("align", step) for step in range(1, 5)), *(("instruct", step) for step in range(1, 8))]
@@ -119,6 +119,13 @@ def test_the_second_ctrl_c_is_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGTERM)
         assert other.agreed(Ranks()) == signal.SIGTERM
+
+
+def test_afterwards_signals_do_what_they_did() -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    with StopRequest().noting_signals():
+        assert all(signal.getsignal(number) != handler for number, handler in before.items())
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
 def test_what_is_ignored_stays_so_and_threads_have_no_signals() -> None:
