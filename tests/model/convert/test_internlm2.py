@@ -123,6 +123,18 @@ def test_every_form_of_the_files_gives_the_same_model(tmp_path: Path, layout: st
     assert num_files == (2 if layout.startswith("sharded") else 1)
 
 
+def test_tensors_that_share_memory_or_lie_transposed(tmp_path: Path) -> None:
+    model = make_internlm2()
+    embedding = model.weights["model.tok_embeddings.weight"]
+    model.weights["output.weight"] = embedding
+    name = "model.layers.0.feed_forward.w1.weight"
+    model.weights[name] = model.weights[name].T.contiguous().T
+    convert_internlm2(model.write(tmp_path / "source", "bin"), tmp_path / "llama", CHAT_TEMPLATE)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "llama")
+    assert torch.equal(loaded.lm_head.weight, embedding)
+    assert torch.equal(loaded.model.layers[0].mlp.gate_proj.weight, model.weights[name])
+
+
 def test_the_command_and_what_loads_it(tmp_path: Path) -> None:
     source = make_internlm2().write(tmp_path / "source")
     target = tmp_path / "llama"
@@ -149,7 +161,9 @@ def test_the_command_and_what_loads_it(tmp_path: Path) -> None:
 def test_the_chat_template(tmp_path: Path) -> None:
     def template_of(model: InternLM2, name: str) -> Any:
         convert_internlm2(model.write(tmp_path / name), tmp_path / f"{name}-llama", CHAT_TEMPLATE)
-        return AutoTokenizer.from_pretrained(tmp_path / f"{name}-llama").chat_template
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / f"{name}-llama")
+        assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "</s>")
+        return tokenizer.chat_template
 
     model = make_internlm2()
     assert template_of(model, "named") == CHAT_TEMPLATE
@@ -230,7 +244,7 @@ def test_a_shard_that_is_not_there_is_named(tmp_path: Path) -> None:
     index = source / "pytorch_model.bin.index.json"
     index.write_text(json.dumps({"weight_map": {"x": "../elsewhere.bin"}}))
     (tmp_path / "elsewhere.bin").touch()
-    with pytest.raises(ConfigError, match=r"elsewhere\.bin"):
+    with pytest.raises(ConfigError, match=r"lie beside it: \.\./elsewhere\.bin"):
         convert_internlm2(source, tmp_path / "llama", CHAT_TEMPLATE)
     index.unlink()
     with pytest.raises(ConfigError, match=r"no weights: expected model\.safetensors or"):

@@ -70,7 +70,7 @@ def test_names_take_the_place_of_pieces(tmp_path: Path) -> None:
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     whole = sentencepiece_file(vocabulary())
-    for content in (whole[:-3], b"\x0b" + whole, b"", b"PK\x03\x04 a zip file"):
+    for content in (whole[:-2], whole[:-3], b"\x0b" + whole, b"", b"PK\x03\x04 a zip file"):
         path.write_bytes(content)
         with pytest.raises(ConfigError, match="SentencePiece model"):
             read_sentencepiece(path)
