@@ -85,6 +85,10 @@ class Encoder:
             )
         return _encoded(id, ids, [IGNORE_INDEX] * len(labels), tuple(images), spans, 0)
 
+    def text_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a whole conversation without pictures, however long. Raises SampleRejected."""
+        return self._assemble(messages, 0, generation=False)[0]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, special tokens included."""
         return self._segments.decode(ids)
@@ -163,7 +167,7 @@ def _marks(template: Template) -> frozenset[str]:
     user = Message("user", (ImagePart(0), TextPart("a")))
     answer = Message("assistant", (TextPart("b"),), train=True)
     segments = template.render([user, answer])
-    return frozenset(item.text for item in segments if item.mark) | frozenset(template.spec.stop)
+    return frozenset(item.text for item in segments if item.mark)
 
 
 def build_encoder(

@@ -4,7 +4,7 @@ A template is one file of this folder: `class Options(Section)` and `build(optio
 Two rules that encoding builds on, tested for every file here:
 - render(messages[:k], generation=True) is a prefix of render(messages), k being the number of messages
   before any assistant turn: what the model is asked is what it was trained on, token for token;
-- `train` covers exactly the text of the assistant turns that train, and the mark that ends each.
+- `train` covers exactly the text of the assistant turns that train, and the sign that ends each.
 """
 
 from __future__ import annotations
@@ -47,20 +47,27 @@ def split_system(messages: Sequence[Message], generation: bool) -> tuple[str | N
     return system, turns
 
 
-def user_segments(message: Message) -> list[Segment]:
-    """A message's parts where they stand, every image on a line of its own: `<image>\\nquestion`.
+def user_segments(
+    message: Message, beside_image: str = "\n", around_image: tuple[str, str] = ("", "")
+) -> list[Segment]:
+    """A message's parts where they stand, for any number of pictures at any place.
 
-    This is LLaVA's form (a newline after the picture), for any number of pictures at any place.
+    `beside_image` stands between a picture and each neighbour, `around_image` right before and after every
+    picture. By default each is on a line of its own, `<image>\\nquestion`: LLaVA's form.
     """
+    before, after = around_image
     segments: list[Segment] = []
     previous: object = None
     for part in message.parts:
         image_beside = isinstance(part, ImagePart) or isinstance(previous, ImagePart)
         if previous is not None and image_beside:
-            segments.append(Segment(text="\n"))
-        segments.append(Segment(image=part.index) if isinstance(part, ImagePart) else Segment(text=part.text))
+            segments.append(Segment(text=beside_image))
+        if isinstance(part, ImagePart):
+            segments += [Segment(text=before), Segment(image=part.index), Segment(text=after)]
+        else:
+            segments.append(Segment(text=part.text))
         previous = part
-    return segments
+    return [segment for segment in segments if segment.text or segment.image is not None]
 
 
 def answer_text(message: Message) -> str:

@@ -22,7 +22,7 @@ SYSTEM, USER, ANSWER = "\ue000", "\ue001", "\ue002"
 class _Form:
     """The fixed text of a template: what stands before the first user's content, with and without a
     system message (None: such a message is dropped), after a user's content, before an answer, after
-    one, and before a later user's content."""
+    one, before a later user's content, right before and after a picture, and between it and a neighbour."""
 
     opening: str
     system: tuple[str, str] | None
@@ -30,6 +30,8 @@ class _Form:
     before_answer: str
     after_answer: str
     between_turns: str
+    around_image: tuple[str, str]
+    beside_image: str
     user_text: bool
     many_turns: bool
 
@@ -82,41 +84,49 @@ def _message(role: Role, *parts: str) -> Message:
 
 
 def _read(template: Template) -> _Form:
-    picture, user, answer = _message("user", ""), _message("user", USER), _message("assistant", ANSWER)
-    opening, _, after_user = _text(template, [picture], True).partition(IMAGE)
-    user_text = USER in _text(template, [user], True)
-    whole = _text(template, [picture, answer], False)
-    start, _, after_answer = whole.partition(ANSWER)
-    before_answer = start.removeprefix(opening + IMAGE + after_user)
+    picture, answer = _message("user", ""), _message("assistant", ANSWER)
+    user_text = USER in _text(template, [_message("user", USER)], True)
+    content = USER if user_text else IMAGE
+    user = _message("user", USER) if user_text else picture
+    opening, _, after_user = _text(template, [user], True).partition(content)
+    start, _, after_answer = _text(template, [user, answer], False).partition(ANSWER)
     between = ""
     try:
-        longer = _text(template, [picture, answer, picture], True)
-        between = longer.partition(ANSWER)[2].removeprefix(after_answer).partition(IMAGE)[0]
+        longer = _text(template, [user, answer, user], True)
+        between = longer.partition(ANSWER)[2].removeprefix(after_answer).partition(content)[0]
         many_turns = True
     except SampleRejected:
         many_turns = False
-    with_system = _text(template, [_message("system", SYSTEM), picture], True).partition(IMAGE)[0]
+    with_system = _text(template, [_message("system", SYSTEM), user], True).partition(content)[0]
     before, found, after = with_system.partition(SYSTEM)
+
+    def shown(*parts: str) -> str:
+        text = _text(template, [_message("user", *parts)], True)
+        return text.removeprefix(opening).removesuffix(after_user)
+
+    before_image, _, after_image = shown("").partition(IMAGE)
     return _Form(
         opening=opening,
         system=(before, after) if found else None,
         after_user=after_user,
-        before_answer=before_answer,
+        before_answer=start.removeprefix(opening + content + after_user),
         after_answer=after_answer,
         between_turns=between,
+        around_image=(before_image, after_image),
+        beside_image=shown("", "").removeprefix(shown("")).removesuffix(shown("")),
         user_text=user_text,
         many_turns=many_turns,
     )
 
 
-# an image stands on a line of its own (data/templates/_contract.py: user_segments)
+# AROUND and BESIDE are filled in; see data/templates/_contract.py: user_segments
 _ALL_CONTENT = """\
 {%- macro content(message) -%}
   {%- if message['content'] is string -%}{{- message['content'] -}}
   {%- else -%}
     {%- for part in message['content'] -%}
-      {%- if not loop.first and 'image' in [part['type'], loop.previtem['type']] -%}{{- '\\n' -}}{%- endif -%}
-      {%- if part['type'] == 'image' -%}{{- '<image>' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}
+      {%- if not loop.first and 'image' in [part['type'], loop.previtem['type']] -%}BESIDE{%- endif -%}
+      {%- if part['type'] == 'image' -%}AROUND{%- else -%}{{- part['text'] -}}{%- endif -%}
     {%- endfor -%}
   {%- endif -%}
 {%- endmacro -%}
@@ -154,6 +164,15 @@ def _say(*parts: str) -> str:
     return f"{{{{- {' ~ '.join(filled)} -}}}}" if filled else ""
 
 
+def _content(form: _Form) -> str:
+    """The macro that writes a user's content."""
+    if not form.user_text:
+        return _PICTURES_ALONE
+    before, after = form.around_image
+    picture = _say(_quote(before), _quote(IMAGE), _quote(after))
+    return _ALL_CONTENT.replace("BESIDE", _say(_quote(form.beside_image))).replace("AROUND", picture)
+
+
 def _write(form: _Form) -> str:
     """The Jinja of a form; every tag trims the white space around it, so that lines are only for people."""
     opening = _say(_quote(form.opening))
@@ -161,7 +180,7 @@ def _write(form: _Form) -> str:
     if form.system is not None:
         before, after = form.system
         system = _say(_quote(before), "words(messages[0])", _quote(after))
-    return f"""{_ALL_CONTENT if form.user_text else _PICTURES_ALONE}{_WORDS}\
+    return f"""{_content(form)}{_WORDS}\
 {{%- if messages[0]['role'] == 'system' -%}}
   {{%- set turns = messages[1:] -%}}
   {system}
@@ -190,7 +209,7 @@ def _conversations(many_turns: bool) -> list[tuple[list[Message], bool]]:
         _message("user", "First", "", "then", "", "last."),
         _message("user", "No 'picture'\nat all."),
     ]
-    answer, question = _message("assistant", 'A "red" apple.'), _message("user", "Which colour?")
+    answer, question = _message("assistant", 'A "red" apple.'), _message("user", "Which colour?", "")
     system = _message("system", "Be brief.")
     found: list[tuple[list[Message], bool]] = [([opening], True) for opening in openings]
     found.append(([openings[0], answer], False))

@@ -58,13 +58,13 @@ def write_weights(state: Mapping[str, Tensor], folder: Path, max_shard_size: str
 
 
 @contextlib.contextmanager
-def whole_folder(destination: Path) -> Iterator[Path]:
+def whole_folder(destination: Path, marker: str = MARKER) -> Iterator[Path]:
     """A temporary folder beside `destination` that takes its place when the block ends without error.
 
-    An older export at `destination` is replaced; anything else there is never touched.
-    Raises ConfigError when `destination` holds something that is no export.
+    An older folder with `marker` in it is replaced; anything else at `destination` is never touched.
+    Raises ConfigError when `destination` holds something else.
     """
-    check_replaceable(destination)
+    check_replaceable(destination, marker)
     destination.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=destination.parent))
     try:
@@ -78,15 +78,15 @@ def whole_folder(destination: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def check_replaceable(destination: Path) -> None:
-    """Raises ConfigError when `destination` is there and is neither an export nor an empty folder."""
+def check_replaceable(destination: Path, marker: str = MARKER) -> None:
+    """Raises ConfigError when `destination` is there, is not empty and has no file `marker`."""
     if not destination.exists():
         return
     if not destination.is_dir():
         raise ConfigError(f"{destination}: a file is in the way of the export; name another folder")
-    if any(destination.iterdir()) and not (destination / MARKER).is_file():
+    if any(destination.iterdir()) and not (destination / marker).is_file():
         raise ConfigError(
-            f"{destination}: holds files and is no export (no {MARKER}); left alone, name another folder"
+            f"{destination}: holds files and is no export (no {marker}); left alone, name another folder"
         )
 
 

@@ -14,8 +14,15 @@ from prismcap.data.schema import ImagePart, Message, Segment, TemplateSpec, Text
 from prismcap.data.templates._contract import Template, answer_text, user_segments
 from prismcap.data.templates._jinja import IMAGE, chat_template, render_jinja
 
+ODD_SYSTEM = 'It\'s \\n "odd"\n{{ not jinja }}'
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "chatml": [{}, {"system": 'It\'s \\n "odd"\n{{ not jinja }}', "bos": "<s>"}],
+    "chatml": [{}, {"system": ODD_SYSTEM, "bos": "<s>"}],
+    "internlm2": [{}, {"system": ODD_SYSTEM}],
+    "llama_2": [{}, {"system": None}],
+    "llama_3": [{}, {"system": ODD_SYSTEM}],
+    "minigpt4": [{}, {"system": ODD_SYSTEM}],
+    "owl": [{}, {"system": None}],
+    "qwen": [{}, {"system": None}],
     "vicuna_v1": [{}, {"system": None, "end": "<|im_end|>"}],
 }
 CASES = [(name, options) for name in available("template") for options in OPTIONS.get(name, [{}])]
@@ -34,12 +41,19 @@ def test_equal_to_render(name: str, options: dict[str, Any]) -> None:
     question = Message("user", (ImagePart(0), TextPart("How many {% raw %} 'apples'?"), ImagePart(1)))
     answer = Message("assistant", (TextPart("Three."),), train=True)
     system = Message("system", (TextPart("Count."),))
-    for messages, generation in (
+    conversations = [
         ([question], True),
         ([system, question], True),
         ([question, answer], False),
         ([system, question, answer], False),
-    ):
+    ]
+    if name != "plain":  # which takes one turn
+        later = Message("user", (TextPart("And"), ImagePart(2), ImagePart(3), TextPart("here?")))
+        conversations += [
+            ([question, answer, later], True),
+            ([system, question, answer, later, answer], False),
+        ]
+    for messages, generation in conversations:
         assert render_jinja(source, messages, generation) == text_of(template, messages, generation)
 
 

@@ -51,6 +51,15 @@ def smollm2() -> Any:
     return AutoTokenizer.from_pretrained(cache_dir() / "models/smollm2-135m-instruct")
 
 
+@pytest.fixture(scope="module")
+def every_mark(smollm2: Any) -> Any:
+    """SmolLM2's tokenizer with the marks of every template."""
+    tokenizer = copy.deepcopy(smollm2)
+    headers = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer.add_tokens(["<s>", "</s>", *headers], special_tokens=True)
+    return tokenizer
+
+
 def llama_like(style: str, bos: bool = True) -> PreTrainedTokenizerFast:
     """A small SentencePiece-like BPE with byte fallback, as Llama's (`prepend`) and its newer forms."""
     words = ["▁answer", "▁a", "▁q", "USER", "▁USER", "▁ASSISTANT", "▁two", "answer", "▁b"]
@@ -114,9 +123,16 @@ def check_mask(coder: Encoder, encoded: Encoded, expected: str) -> None:
 
 
 # template, its options, a conversation, and what of it is supervised; every template has a case
+CHATML_ANSWERS = f"{ANSWERS[0]}<|im_end|>{ANSWERS[1]}<|im_end|>"
 CASES: list[tuple[str, dict[str, Any], tuple[Message, ...], str]] = [
-    ("chatml", {}, TALK, f"{ANSWERS[0]}<|im_end|>{ANSWERS[1]}<|im_end|>"),
-    ("chatml", {"system": "Be short."}, TALK, f"{ANSWERS[0]}<|im_end|>{ANSWERS[1]}<|im_end|>"),
+    ("chatml", {}, TALK, CHATML_ANSWERS),
+    ("chatml", {"system": "Be short."}, TALK, CHATML_ANSWERS),
+    ("internlm2", {}, TALK, CHATML_ANSWERS),
+    ("llama_2", {}, TALK, f" {ANSWERS[0]} </s> {ANSWERS[1]} </s>"),
+    ("llama_3", {}, TALK, f"{ANSWERS[0]}<|eot_id|>{ANSWERS[1]}<|eot_id|>"),
+    ("minigpt4", {}, TALK, f" {ANSWERS[0]}### {ANSWERS[1]}###"),
+    ("owl", {}, TALK, f" {ANSWERS[0]}</s> {ANSWERS[1]}</s>"),
+    ("qwen", {}, TALK, CHATML_ANSWERS),
     ("vicuna_v1", {"end": "<|im_end|>"}, TALK, f" {ANSWERS[0]}<|im_end|> {ANSWERS[1]}<|im_end|>"),
     ("plain", {}, TALK[:2], f"{ANSWERS[0]}\n"),
 ]
@@ -128,9 +144,9 @@ def test_every_template_has_a_case() -> None:
 
 @pytest.mark.parametrize(("name", "options", "messages", "expected"), CASES)
 def test_the_mask_decodes_to_exactly_the_answers(
-    smollm2: Any, name: str, options: dict[str, Any], messages: tuple[Message, ...], expected: str
+    every_mark: Any, name: str, options: dict[str, Any], messages: tuple[Message, ...], expected: str
 ) -> None:
-    coder = encoder(smollm2, name, **options)
+    coder = encoder(every_mark, name, **options)
     encoded = coder.encode(sample(*messages))
     check_mask(coder, encoded, expected)
     assert encoded.cut_tokens == 0
@@ -143,6 +159,63 @@ def test_the_mask_decodes_to_exactly_the_answers(
     shifted = Encoded("id", encoded.input_ids, encoded.labels.roll(1), (), ())
     with pytest.raises(AssertionError):
         check_mask(coder, shifted, expected)
+
+
+TWO_PICTURES = (user(0, "What is it?"), answer("A cat."), user("Is", 1, "one too?"), answer("It is a dog."))
+
+
+@pytest.mark.parametrize("name", available("template"))
+def test_two_pictures_in_two_turns(every_mark: Any, name: str) -> None:
+    coder = encoder(every_mark, name)
+    talk = TWO_PICTURES if name != "plain" else (user(0, 1), answer("A cat and a dog."))
+    encoded = coder.encode(sample(*talk, num_images=2))
+    ids, labels = encoded.input_ids, encoded.labels
+    (stop,) = coder.template.spec.stop
+    trained = coder.decode(labels[labels != IGNORE_INDEX].tolist())
+    said = [message.text() for message in talk if message.role == "assistant"]
+    assert [text.strip() for text in trained.split(stop)] == [text.strip() for text in (*said, "")]
+
+    (first, second) = encoded.spans
+    assert (first[0], first[2], second[0], second[2]) == (0, IMAGE_TOKENS, 1, IMAGE_TOKENS)
+    assert [ref.name for ref in encoded.images] == ["0", "1"]  # type: ignore[attr-defined]
+    for _, start, length in encoded.spans:
+        assert (ids[start : start + length] == coder.pad_id).all()
+        assert (labels[start : start + length] == IGNORE_INDEX).all()
+    answered_between = bool((labels[first[1] : second[1]] != IGNORE_INDEX).any())
+    assert answered_between == (name != "plain"), "the second picture stands in the second turn"
+
+    prompt = coder.encode_prompt(talk[:-1], encoded.images)
+    assert prompt.input_ids.tolist() == ids[: len(prompt)].tolist()
+    assert prompt.spans == encoded.spans
+
+
+@pytest.mark.parametrize("style", ["prepend", "always", "first", "never"])
+@pytest.mark.parametrize(
+    ("name", "text", "trained"),
+    [
+        (
+            "llama_2",
+            "<s>[INST] q two [/INST] answer </s><s>[INST] b [/INST] two </s>",
+            " answer </s> two </s>",
+        ),
+        (
+            "minigpt4",
+            "###Human: q two ###Assistant: answer###Human: b ###Assistant: two###",
+            " answer### two###",
+        ),
+        ("owl", "Human: q two\nAI: answer</s>\nHuman: b\nAI: two</s>", " answer</s> two</s>"),
+    ],
+)
+def test_ids_are_those_of_the_whole_text(style: str, name: str, text: str, trained: str) -> None:
+    tokenizer = llama_like(style)
+    coder = encoder(tokenizer, name, system=None)
+    talk = (user("q two"), answer("answer"), user("b"), answer("two"))
+    encoded = coder.encode(sample(*talk, num_images=0))
+    expected = tokenizer(text, add_special_tokens=not text.startswith("<s>"))["input_ids"]
+    assert encoded.input_ids.tolist() == expected
+    supervised = encoded.labels[encoded.labels != IGNORE_INDEX].tolist()
+    tokens = "".join(tokenizer.convert_ids_to_tokens(supervised))
+    assert tokens.replace("▁", " ").replace("<0x23>", "#") == trained
 
 
 @pytest.mark.parametrize("style", ["prepend", "always", "first", "never"])
@@ -197,9 +270,9 @@ def test_chatml_equals_the_chat_template_of_smollm2(smollm2: Any, system: str | 
 
 @pytest.mark.parametrize(("name", "options"), [case[:2] for case in CASES])
 def test_a_prompt_is_the_beginning_of_the_training_text(
-    smollm2: Any, name: str, options: dict[str, Any]
+    every_mark: Any, name: str, options: dict[str, Any]
 ) -> None:
-    coder = encoder(smollm2, name, **options)
+    coder = encoder(every_mark, name, **options)
     pictures = (NeverOpened(),)
     for messages in (TALK[:2], TALK):
         if name == "plain" and len(messages) > 2:

@@ -65,6 +65,69 @@ def test_golden_plain() -> None:
         template.render(TWO_TURNS)
 
 
+def test_golden_llama_2() -> None:
+    template = build("llama_2", system="S")
+    first = "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\n<image0>\nq1 [/INST] a1 </s>"
+    assert flat(template.render(TWO_TURNS)) == f"{first}<s>[INST] q2 [/INST] a2 </s>"
+    assert flat(template.render(TWO_TURNS), only_train=True) == " a1 </s> a2 </s>"
+    assert flat(template.render(TWO_TURNS[:1], generation=True)).endswith("q1 [/INST]")
+    assert "helpful language and vision assistant" in flat(build("llama_2").render(TWO_TURNS))
+    bare = build("llama_2", system=None, bos="<b>", end="<e>")
+    assert flat(bare.render(TWO_TURNS[2:])) == "<b>[INST] q2 [/INST] a2 <e>"
+    assert bare.spec.stop == ("<e>",)
+
+
+def test_golden_minigpt4() -> None:
+    template = build("minigpt4")
+    first = "###Human: <Img><image0></Img> q1 ###Assistant: a1###"
+    assert flat(template.render(TWO_TURNS)) == f"{first}Human: q2 ###Assistant: a2###"
+    assert flat(template.render(TWO_TURNS), only_train=True) == " a1### a2###"
+    assert flat(template.render(TWO_TURNS[:1], generation=True)).endswith("q1 ###Assistant:")
+    several = [user("Is", 0, "like", 1, 2)]
+    shown = "Is <Img><image0></Img> like <Img><image1></Img> <Img><image2></Img>"
+    assert flat(template.render(several, generation=True)) == f"###Human: {shown} ###Assistant:"
+    assert flat(build("minigpt4", system="S").render(TWO_TURNS)).startswith("S###Human: <Img>")
+
+
+def test_golden_owl() -> None:
+    template = build("owl")
+    system = (
+        "The following is a conversation between a curious human and AI assistant. The assistant gives "
+        "helpful, detailed, and polite answers to the user's questions."
+    )
+    expected = f"{system}\nHuman: <image0>\nHuman: q1\nAI: a1</s>\nHuman: q2\nAI: a2</s>"
+    assert flat(template.render(TWO_TURNS)) == expected
+    assert flat(template.render(TWO_TURNS), only_train=True) == " a1</s> a2</s>"
+    assert flat(template.render(TWO_TURNS[:1], generation=True)).endswith("q1\nAI:")
+    bare = build("owl", system=None, end="<e>")
+    assert flat(bare.render(TWO_TURNS)) == "Human: <image0>\nHuman: q1\nAI: a1<e>\nHuman: q2\nAI: a2<e>"
+
+
+def test_golden_internlm2_and_qwen() -> None:
+    assert flat(build("internlm2").render(TWO_TURNS)) == f"<s>{CHATML}"
+    system = "<|im_start|>system\nS<|im_end|>\n"
+    assert flat(build("internlm2", system="S").render(TWO_TURNS)) == f"<s>{system}{CHATML}"
+    assert flat(build("qwen", system=None).render(TWO_TURNS)) == CHATML
+    default = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    assert flat(build("qwen").render(TWO_TURNS)) == f"{default}{CHATML}"
+    for name in ("internlm2", "qwen"):
+        assert flat(build(name).render(TWO_TURNS), only_train=True) == "a1<|im_end|>a2<|im_end|>"
+
+
+def test_golden_llama_3() -> None:
+    def turn(role: str, text: str) -> str:
+        return f"<|start_header_id|>{role}<|end_header_id|>\n\n{text}<|eot_id|>"
+
+    turns = [turn("user", "<image0>\nq1"), turn("assistant", "a1")]
+    turns += [turn("user", "q2"), turn("assistant", "a2")]
+    assert flat(build("llama_3").render(TWO_TURNS)) == "<|begin_of_text|>" + "".join(turns)
+    with_system = flat(build("llama_3", system="S").render(TWO_TURNS))
+    assert with_system == "<|begin_of_text|>" + turn("system", "S") + "".join(turns)
+    assert flat(build("llama_3").render(TWO_TURNS), only_train=True) == "a1<|eot_id|>a2<|eot_id|>"
+    prompt = flat(build("llama_3").render(TWO_TURNS[:1], generation=True))
+    assert prompt.endswith("q1<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
+
+
 def test_pictures_stand_on_lines_of_their_own_where_they_are() -> None:
     template = build("vicuna_v1", system=None)
 
@@ -92,9 +155,9 @@ def test_every_template_keeps_the_contract(name: str) -> None:
     whole = template.render(pair)
     assert whole[: len(prompt)] == prompt, "the prompt is not what was trained on"
     assert not any(item.train for item in prompt)
-    trained = [item for item in whole if item.train]
-    assert "a1" in flat(trained) and trained[-1].mark
-    assert trained[-1].text in template.spec.stop
+    said = flat([item for item in whole if item.train])
+    assert said.endswith(template.spec.stop), "the end of an answer is what generation stops at"
+    assert said.removesuffix(template.spec.stop[0]).strip() == "a1"
     assert template.spec.name == name
 
     untrained = template.render([pair[0], Message("assistant", (TextPart("a1"),), train=False)])

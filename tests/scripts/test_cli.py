@@ -27,6 +27,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["caption", "no/such/model", "x.png"], "no/such/model"),
         (["data", "inspect", "no/such/config"], "no/such/config"),
         (["fetch", "nothing"], "nothing"),
+        (["convert", "internlm2", "no/such/model", "x"], "no/such/model/config.json"),
     ],
 )
 def test_a_mistake_is_named(arguments: list[str], words: str) -> None:

@@ -21,6 +21,7 @@ from prismcap.model.trainable import finish_stage, prepare_stage, trainable_para
 from prismcap.train.checkpoint import FINAL
 from prismcap.train.distributed import Ranks
 from prismcap.train.doctor.agreement import check_agreement, config_hash, data_hash
+from prismcap.train.doctor.chat_template import check_template
 from prismcap.train.doctor.disk import StageSize, check_disk, folder_bytes, run_bytes
 from prismcap.train.doctor.findings import DoctorError, Finding, error, errors, ok, warning
 from prismcap.train.doctor.memory import check_estimate, forward_and_backward, try_largest
@@ -74,7 +75,8 @@ class Checkup:
         drawn = draw_samples(mix, encoder, images)
         for _, encoded in drawn.samples:
             self.say(f"         {show(encoded, encoder, self.colour)}".replace("\n", "\n         "))
-        self.note(*check_samples(name, drawn, encoder), *check_groups(name, captioner, stage))
+        self.note(*check_template(name, encoder), *check_samples(name, drawn, encoder))
+        self.note(*check_groups(name, captioner, stage))
         if drawn.samples:
             self.note(*check_learning(name, captioner, drawn.batch, stage))
         self.memory[name] = StageMemory(self.config.model, stage).of(sharding)
