@@ -23,6 +23,7 @@ from prismcap.model.trainable import (
     prepare_stage,
     trainable_parameters,
     trainable_state,
+    unquantized,
 )
 
 MakeConfig = Callable[..., ModelConfig]
@@ -76,6 +77,7 @@ def test_merged_is_unmerged_in_every_group(model_config: MakeConfig, batch: Batc
     train_a_little(captioner, batch)
     unmerged = captioner.logits(batch).detach()
     state = {name: value.clone() for name, value in trainable_state(captioner).items()}
+    assert any("lora_magnitude_vector" in name for name in state) is dora
     expected = merged_by_formula(before, state, scaling=8 / 2)
     finish_stage(captioner)
     assert list(captioner.state_dict()) == names
@@ -194,6 +196,23 @@ def test_quantizing_is_refused_where_it_cannot_be(
         prepare_stage(captioner, qlora)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="dora and quantize together"):
         LoraConfig(dora=True, quantize="nf4")
+
+
+def test_a_stage_that_is_looked_at_leaves_an_llm_to_be_quantized_as_it_was(model_config: MakeConfig) -> None:
+    """As the doctor does, before the first stage: on a CPU too."""
+    train: dict[Any, GroupConfig] = {
+        "llm": GroupConfig(lr=1e-2, lora=LoraConfig(rank=2, quantize="nf4")),
+        "connector": GroupConfig(lr=1e-3, layer_lr_decay=0.5),
+    }
+    looked_at = unquantized(train)
+    assert looked_at["connector"] == train["connector"] and looked_at["llm"].lr == 1e-2
+    assert looked_at["llm"].lora == LoraConfig(rank=2)
+    captioner = build_captioner(model_config())
+    before = {name: value.clone() for name, value in captioner.state_dict().items()}
+    prepare_stage(captioner, looked_at)
+    assert lora_modules(captioner)
+    finish_stage(captioner)
+    assert all(torch.equal(value, before[name]) for name, value in captioner.state_dict().items())
 
 
 @pytest.mark.parametrize(
