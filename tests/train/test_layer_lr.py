@@ -116,11 +116,12 @@ def test_every_parameter_has_its_lr(make_config: Make) -> None:
         elif name.startswith("llm"):
             expected = 0.004 * (0.9 if ".layers.0." in name else 1.0)
         assert rates == (pytest.approx(expected), pytest.approx(expected)), name
-    optimizer = build_optimizer(groups, OptimizerConfig())
-    set_learning_rates(optimizer, 0.5)
-    # what is logged: one rate for each group, that of its highest layer
-    assert learning_rates(optimizer) == {"vision_encoder": 0.005, "connector": 0.0025, "llm": 0.002}
-    assert min(group["lr"] for group in optimizer.param_groups) == pytest.approx(0.01 * 0.25 / 2)
+    for order in (groups, groups[::-1]):
+        optimizer = build_optimizer(order, OptimizerConfig())
+        set_learning_rates(optimizer, 0.5)
+        assert min(group["lr"] for group in optimizer.param_groups) == pytest.approx(0.01 * 0.25 / 2)
+        # what is logged: one rate for each group, that of its highest layer
+        assert learning_rates(optimizer) == {"vision_encoder": 0.005, "connector": 0.0025, "llm": 0.002}
 
 
 def batches_of(config: RunConfig, captioner: Captioner, num_steps: int) -> list[list[Batch]]:
