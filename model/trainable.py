@@ -1,4 +1,4 @@
-"""What trains in a stage: requires_grad by group, LoRA in and merged again, the weights that are saved."""
+"""What trains in a stage, group by group: the whole, a part, or adapters; and the weights that are saved."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from prismcap.configs.errors import ConfigError
-from prismcap.configs.schema.stage import Group, GroupConfig, LoraConfig
+from prismcap.configs.schema.stage import Group, GroupConfig, Precision
 from prismcap.model.captioner import Captioner
+from prismcap.model.freeze import unfreeze
+from prismcap.model.lora import inject_lora, lora_modules, lora_targets, merge_lora, output_layer
+from prismcap.model.quantize import dequantize_all, quantize_linear
 
 GROUPS: tuple[Group, ...] = get_args(Group)
 
@@ -24,12 +27,16 @@ def group_of(parameter_name: str) -> Group:
     raise ValueError(f"parameter {parameter_name!r} belongs to none of {', '.join(GROUPS)}")
 
 
-def prepare_stage(captioner: Captioner, train: Mapping[Group, GroupConfig], seed: int = 0) -> None:
-    """Freeze everything but the groups of the stage; give those with `lora` their adapters.
+def prepare_stage(
+    captioner: Captioner, train: Mapping[Group, GroupConfig], seed: int = 0, precision: Precision = "fp32"
+) -> None:
+    """Freeze everything but the groups of the stage, or the parts of them that `only` names; give those with
+    `lora` their adapters.
 
-    `seed` fixes the adapters' start; the global random state is left as it was. Of a trained group,
-    parameters that its forward never reads stay frozen: they would have no gradient.
-    Raises ConfigError when LoRA's target modules match nothing.
+    `seed` fixes the adapters' start; the global random state is left as it was. `precision`: what a quantized
+    LLM computes in. Of a trained group, parameters that its forward never reads stay frozen: they would have
+    no gradient. Raises ConfigError when LoRA's target modules or a pattern match nothing, and without a GPU
+    where one is needed; MissingExtraError.
     """
     if lora_modules(captioner):
         raise ValueError("the last stage's LoRA is still in place: call finish_stage before prepare_stage")
@@ -38,19 +45,30 @@ def prepare_stage(captioner: Captioner, train: Mapping[Group, GroupConfig], seed
         config = train.get(group)
         if config is None:
             continue
+        where = f"train.{group}"
         module: nn.Module = getattr(captioner, group)
-        if config.lora is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed + index)
-                _inject_lora(module, config.lora, group)
-        else:
-            module.requires_grad_(True)
-    if "vision_encoder" in train:
-        unused = captioner.vision_encoder.unused_parameters()
-        for name, parameter in captioner.vision_encoder.named_parameters():
-            if name in unused:
-                parameter.requires_grad_(False)
+        unread = captioner.vision_encoder.unused_parameters() if group == "vision_encoder" else frozenset()
+        if config.lora is None:
+            unfreeze(module, config.only, unread, f"{where}.only")
+            continue
+        targets = lora_targets(module, config.lora, config.only, unread, where)
+        if config.lora.quantize is not None:
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            quantize_linear(module, output_layer(module), dtype, f"{where}.lora.quantize")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + index)
+            inject_lora(module, config.lora, targets)
     captioner.train(captioner.training)
+
+
+def unquantized(train: Mapping[Group, GroupConfig]) -> dict[Group, GroupConfig]:
+    """The same stage with its LLM's weights as they are: finish_stage brings them back without loss."""
+    return {
+        group: config.model_copy(
+            update={"lora": config.lora and config.lora.model_copy(update={"quantize": None})}
+        )
+        for group, config in train.items()
+    }
 
 
 def trainable_parameters(captioner: nn.Module) -> dict[str, nn.Parameter]:
@@ -85,11 +103,12 @@ def load_trainable_state(captioner: nn.Module, state: Mapping[str, Tensor]) -> N
 
 
 def finish_stage(captioner: Captioner) -> None:
-    """Merge LoRA into the weights it adapts, and freeze everything: names are as before the stage."""
-    for name, module in lora_modules(captioner).items():
-        module.merge()
-        parent_name, _, child = name.rpartition(".")
-        setattr(captioner.get_submodule(parent_name), child, module.get_base_layer())
+    """Merge LoRA into the weights it adapts, and freeze everything: names are as before the stage.
+
+    Weights that were quantized stay what training computed with, in fp32.
+    """
+    merge_lora(captioner)
+    dequantize_all(captioner.llm, captioner.device)
     adapted: Any
     for adapted in captioner.modules():
         # what marks a transformers model as adapted; plain again, it saves all of its weights
@@ -100,35 +119,3 @@ def finish_stage(captioner: Captioner) -> None:
     captioner.disable_gradient_checkpointing()
     captioner.requires_grad_(False)
     captioner.train(captioner.training)
-
-
-def lora_modules(captioner: nn.Module) -> dict[str, Any]:
-    """The layers that LoRA has wrapped, by name."""
-    from peft.tuners.lora import LoraLayer
-
-    return {name: module for name, module in captioner.named_modules() if isinstance(module, LoraLayer)}
-
-
-def _inject_lora(module: nn.Module, config: LoraConfig, group: Group) -> None:
-    """Wrap the target layers of one group in place; only the adapters require grad afterwards."""
-    from peft import LoraConfig as PeftLoraConfig
-    from peft import inject_adapter_in_model
-
-    peft_config = PeftLoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=list(config.target_modules),
-        bias="none",
-    )
-    linear = sorted(
-        {name.rpartition(".")[2] for name, child in module.named_modules() if isinstance(child, nn.Linear)}
-    )
-    names = {name.rpartition(".")[2] for name, _ in module.named_modules()}
-    absent = sorted(set(config.target_modules) - names)
-    if absent:
-        raise ConfigError(
-            f"train.{group}.lora.target_modules: no layer of the {group} is called {absent}. "
-            f"Linear layers there: {', '.join(linear) or 'none'}."
-        )
-    inject_adapter_in_model(peft_config, module)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from prismcap.configs.registry import component_options
 from prismcap.configs.schema.run import RunConfig
+from prismcap.configs.schema.stage import StageConfig
 from prismcap.data.schema import ImageSpec
 from prismcap.data.templates._contract import Template
 from prismcap.data.templates._jinja import chat_template
@@ -27,15 +28,19 @@ def export_inputs(captioner: Captioner, config: RunConfig) -> tuple[ImageSpec, E
         stop=template.spec.stop,
         prompt=config.prompt,
         details={
-            "Stages": ", ".join(
-                f"{name} ({', '.join(value.train)})" for name, value in config.stages.items()
-            ),
+            "Stages": "; ".join(_trained(name, stage) for name, stage in config.stages.items()),
             "Vision encoder": config.model.vision_encoder.name,
             "Connector": config.model.connector.name,
             "LLM": config.model.llm.name,
         },
     )
     return replace(captioner.image_spec, geometry=stage.data.geometry), info
+
+
+def _trained(name: str, stage: StageConfig) -> str:
+    return (
+        f"{name}: {', '.join(f'{group} ({group_config.how})' for group, group_config in stage.train.items())}"
+    )
 
 
 def dry_export(say: Callable[[str], None]) -> Callable[[Captioner, RunConfig], None]:

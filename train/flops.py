@@ -29,6 +29,7 @@ from transformers import AttentionInterface
 from prismcap.data.schema import Batch
 from prismcap.model.attention import SEGMENTS, is_flattened
 from prismcap.model.captioner import Captioner
+from prismcap.model.lora import counted_as_lora
 from prismcap.model.loss import num_chunks
 from prismcap.model.segment_attention import LONGEST_OF_PRODUCTS, group_bounds
 
@@ -223,7 +224,7 @@ def _restored(captioner: Captioner) -> Iterator[None]:
         # a captioner of shapes (model/shapes.py) has a mode of its own, and two of them do not mix
         mode = getattr(next(captioner.parameters()), "fake_mode", None)
         mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
-        with mode, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        with mode, sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), counted_as_lora(captioner):
             yield
     finally:
         llm.config._attn_implementation = implementation

@@ -7,7 +7,7 @@ needs nothing but its step number.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,39 +16,60 @@ from torch import Tensor, nn
 from prismcap.configs.errors import ConfigError, MissingExtraError
 from prismcap.configs.schema.stage import Group, GroupConfig, OptimizerConfig, ScheduleConfig
 from prismcap.model.trainable import group_of
+from prismcap.train.layer_depth import layers_below_top
 
 
 def parameter_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], train: Mapping[Group, GroupConfig]
 ) -> list[dict[str, Any]]:
-    """Optimiser groups of what trains: per group one with weight decay and one without.
+    """Optimiser groups of what trains: per group one with weight decay and one without, and with
+    `layer_lr_decay` such a pair for each layer.
 
     1-D parameters (biases, norms, scales) are not decayed: pulling a norm's scale to zero
     regularises nothing. Each dict has `name` (the group), `params`, `parameter_names`, `lr`,
-    `initial_lr` and `weight_decay`. Raises ConfigError when a group of `train` has no parameter.
+    `initial_lr` and `weight_decay`. Raises ConfigError when a group of `train` has no parameter, or no layers
+    for `layer_lr_decay`.
     """
-    parts: dict[tuple[Group, bool], list[tuple[str, nn.Parameter]]] = {}
-    for name, parameter in named_parameters:
-        if parameter.requires_grad:
-            parts.setdefault((group_of(name), parameter.ndim > 1), []).append((name, parameter))
+    parameters = dict(named_parameters)
+    trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
     for group in train:
-        if not any(key[0] == group for key in parts):
+        if not any(group_of(name) == group for name in trained):
             raise ConfigError(f"train.{group}: this part of the model has no parameter to train")
+    scales = _layer_scales(list(parameters), trained, train)
+    parts: dict[tuple[Group, bool, float], list[str]] = {}
+    for name in trained:
+        key = (group_of(name), parameters[name].ndim > 1, scales.get(name, 1.0))
+        parts.setdefault(key, []).append(name)
     groups = []
-    for (group, decays), members in parts.items():
+    for (group, decays, scale), names in parts.items():
         if group not in train:
-            raise ConfigError(f"{members[0][0]} requires a gradient, but {group} is not in train")
+            raise ConfigError(f"{names[0]} requires a gradient, but {group} is not in train")
         groups.append(
             {
                 "name": group,
-                "params": [parameter for _, parameter in members],
-                "parameter_names": [name for name, _ in members],
-                "lr": train[group].lr,
-                "initial_lr": train[group].lr,
+                "params": [parameters[name] for name in names],
+                "parameter_names": names,
+                "lr": train[group].lr * scale,
+                "initial_lr": train[group].lr * scale,
                 "weight_decay": train[group].weight_decay if decays else 0.0,
             }
         )
     return groups
+
+
+def _layer_scales(
+    names: Sequence[str], trained: Sequence[str], train: Mapping[Group, GroupConfig]
+) -> dict[str, float]:
+    """What the lr of a parameter is of its group's, for groups with layer_lr_decay."""
+    scales: dict[str, float] = {}
+    for group, config in train.items():
+        if config.layer_lr_decay is None:
+            continue
+        own = [name for name in names if group_of(name) == group]
+        tops = [name for name in trained if group_of(name) == group]
+        below = layers_below_top(own, tops, f"train.{group}.layer_lr_decay")
+        scales |= {name: config.layer_lr_decay ** below[name] for name in tops}
+    return scales
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -115,8 +136,12 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """The lr by group name."""
-    return {str(group["name"]): float(group["lr"]) for group in optimizer.param_groups}
+    """The lr by group name: with layer_lr_decay that of the highest layer, which is the one configured."""
+    rates: dict[str, float] = {}
+    for group in optimizer.param_groups:
+        name = str(group["name"])
+        rates[name] = max(rates.get(name, 0.0), float(group["lr"]))
+    return rates
 
 
 def total_steps(schedule: ScheduleConfig, num_samples: int, samples_per_step: int) -> int:

@@ -208,7 +208,7 @@ class _StageRun:
         stage, ranks = self.stage, self.ranks
         self.folder.mkdir(exist_ok=True)
         seed_everything(self.config.seed, list(self.config.stages).index(self.name), ranks.rank)
-        prepare_stage(captioner, stage.train, seed=self.config.seed)
+        prepare_stage(captioner, stage.train, self.config.seed, stage.precision)
         if stage.gradient_checkpointing:
             captioner.enable_gradient_checkpointing()
         captioner.to(ranks.device)

@@ -15,20 +15,41 @@ Group = Literal["vision_encoder", "connector", "llm"]
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (peft) in place of full training of a group."""
+    """Low-rank adapters (peft) in place of full training of a group; merged when the stage ends."""
 
     rank: int = Field(default=16, ge=1)
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        default=(
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ),
+        description="layers by the end of their name; all-linear: every linear one but the LLM's head",
     )
+    dora: bool = Field(
+        default=False, description="DoRA (arXiv 2402.09353): the length of each row of a weight trains too"
+    )
+    quantize: Literal["nf4"] | None = Field(
+        default=None,
+        description="QLoRA (arXiv 2305.14314): the LLM's linear layers in 4 bits, bitsandbytes, GPU only",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> LoraConfig:
+        if self.dora and self.quantize:
+            raise ValueError("dora and quantize together are not supported: take one")
+        return self
+
+    @property
+    def kind(self) -> str:
+        name = "DoRA" if self.dora else "QLoRA" if self.quantize else "LoRA"
+        return f"{name} of rank {self.rank}"
 
 
 class GroupConfig(Section):
@@ -36,7 +57,26 @@ class GroupConfig(Section):
 
     lr: float = Field(gt=0)
     weight_decay: float = Field(default=0.0, ge=0, description="none on biases and 1-D parameters")
+    only: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="train a part: shell patterns (fnmatch) of the group's own parameter names; with lora, "
+        "of the weights that get adapters",
+    )
+    layer_lr_decay: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="lr of a layer over that of the next one; the last that trains has lr itself",
+    )
     lora: LoraConfig | None = None
+
+    @property
+    def how(self) -> str:
+        """What of the group trains, in words."""
+        kind = self.lora.kind if self.lora else "" if self.only else "whole"
+        only = f"only {', '.join(self.only)}" if self.only else ""
+        return ", ".join(part for part in (kind, only) if part)
 
 
 class OptimizerConfig(Section):
@@ -137,6 +177,19 @@ class StageConfig(Section):
             raise ValueError(
                 "optimizer.name: adamw_8bit steps on the GPU, engine.offload_optimizer on the CPU: take one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_fit_group_and_engine(self) -> StageConfig:
+        sharded = self.engine.options.get("zero_stage") == 3
+        for group, config in self.train.items():
+            lora = config.lora
+            if lora and lora.quantize and group != "llm":
+                raise ValueError(f"train.{group}.lora.quantize: only the llm can be quantized")
+            # both read weights outside of their layer's own call, when ZeRO-3 holds a part of them alone
+            if lora and sharded and (lora.dora or lora.quantize):
+                key = "dora" if lora.dora else "quantize"
+                raise ValueError(f"train.{group}.lora.{key} does not work with zero_stage: 3; take 2 or less")
         return self
 
     @model_validator(mode="after")

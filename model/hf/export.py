@@ -19,7 +19,7 @@ from prismcap.model.hf.card import model_card
 from prismcap.model.hf.files import MARKER, whole_folder, write_json, write_weights
 from prismcap.model.hf.llm import DROPPED_KEYS
 from prismcap.model.hf.processor import TokenRule, with_image_token, write_processor
-from prismcap.model.trainable import lora_modules
+from prismcap.model.lora import lora_modules
 
 Format = Literal["auto", "llava", "custom"]
 Precision = Literal["fp32", "bf16"]
@@ -138,9 +138,12 @@ def _generation_config(tokenizer: Any, stop: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _marker(info: ExportInfo, format: str, image_spec: ImageSpec) -> dict[str, Any]:
+    """What the export is, for programs: nothing of it is to be read from the folder's name."""
     return {
         "name": info.name,
         "format": format,
+        "weights": "merged",
+        "details": dict(info.details),
         "template": info.template,
         "stop": list(info.stop),
         "prompt": info.prompt,

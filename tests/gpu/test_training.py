@@ -13,7 +13,7 @@ import torch
 
 from prismcap.configs.load import load_config
 from prismcap.model.build import build_captioner
-from prismcap.model.trainable import prepare_stage
+from prismcap.model.trainable import finish_stage, prepare_stage
 from prismcap.train.distributed import Ranks
 from prismcap.train.fit import StepEvent
 from prismcap.train.run import build_engine, run_training, stage_loader
@@ -184,3 +184,34 @@ def test_the_state_of_adamw_is_two_moments(world: Path) -> None:
     captioner = build_captioner(config.model, seed=0)
     assert num_bytes > 8 * sum(weight.numel() for weight in captioner.connector.parameters())
     assert found[-1] < found[0]
+
+
+@pytest.mark.gpu
+def test_qlora_is_merged_as_it_trained(world: Path, losses: Any, measured: Measured) -> None:
+    """QLoRA (bitsandbytes): losses within 20% of LoRA's, under 0.3 of its bytes, merged as trained"""
+    needs("bitsandbytes")
+    device = torch.device("cuda")
+    lora = "stages.instruct.train={{connector: {{lr: 0.005}}, llm: {{lr: 0.01, lora: {{rank: 4, {}}}}}}}"
+    # blocks of 64 weights
+    wide = ["model.llm.config.hidden_size=128", "model.llm.config.intermediate_size=256"]
+    plain, small = lora.format("alpha: 8"), lora.format("alpha: 8, quantize: nf4")
+    largest = apart(losses(device, "qlora", small, *wide), losses(device, "lora", plain, *wide))
+    num_bytes = []
+    for train in (plain, small):
+        config = load_config(world / "config.yaml", [train, *wide])
+        captioner = build_captioner(config.model, seed=config.seed)
+        prepare_stage(captioner, config.stages["instruct"].train, seed=config.seed)
+        captioner.to(device)
+        batch = stage_loader(config, "instruct", captioner, Ranks(device=device)).load(0).micro_batches[0]
+        num_bytes.append(sum(value.nbytes for value in captioner.llm.model.layers.parameters()))
+    batch = batch.to(device)
+    for name, value in captioner.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.1)
+    unmerged = captioner.logits(batch).detach()
+    finish_stage(captioner)
+    merged = captioner.logits(batch)
+    difference = float((merged - unmerged).abs().max() / unmerged.abs().max())
+    share = num_bytes[1] / num_bytes[0]
+    measured(f"losses differ by {largest:.1e}, {share:.2f} of the bytes, merged logits by {difference:.1e}")
+    assert 0 < largest < 0.2 and difference < 1e-3 and share < 0.3

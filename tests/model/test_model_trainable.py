@@ -18,12 +18,12 @@ from prismcap.configs.schema.stage import GroupConfig, LoraConfig
 from prismcap.data.schema import Batch, Encoded
 from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner
+from prismcap.model.lora import lora_modules
 from prismcap.model.restore import load_trained
 from prismcap.model.trainable import (
     finish_stage,
     group_of,
     load_trainable_state,
-    lora_modules,
     prepare_stage,
     trainable_parameters,
     trainable_state,

@@ -18,6 +18,7 @@ from prismcap.configs.load import load_config, to_yaml
 from prismcap.configs.schema.run import RunConfig
 from prismcap.data.scenes.text import SHORT_PROMPT
 from prismcap.model.build import build_captioner
+from prismcap.model.hf.files import read_marker
 from prismcap.model.restore import load_trained
 from prismcap.model.trainable import prepare_stage, trainable_state
 from prismcap.model.weights import save_weights
@@ -94,6 +95,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         assert done.exit_code == 0, done.output
         assert f"prismcap caption {run / 'model'}" in done.stdout
     return found
+
+
+def test_an_export_says_what_it_is(runs: dict[str, Path]) -> None:
+    marker = read_marker(runs["llava"] / "model")
+    assert (marker["format"], marker["weights"]) == ("llava", "merged")
+    assert marker["details"]["Stages"] == "align: connector (whole)"
+    assert "| Stages | align: connector (whole) |" in (runs["llava"] / "model" / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")

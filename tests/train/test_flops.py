@@ -16,6 +16,7 @@ from prismcap.data.schema import Batch
 from prismcap.model import loss as loss_module
 from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner
+from prismcap.model.lora import lora_modules
 from prismcap.model.trainable import prepare_stage
 from prismcap.train.distributed import Ranks
 from prismcap.train.flops import BatchShape, FlopModel, shape_of
@@ -142,11 +143,24 @@ def test_a_head_in_chunks_is_run_once_more(make_config: Make, monkeypatch: pytes
 
 def test_a_head_with_lora_is_counted(make_config: Make) -> None:
     lora = f"{{connector: {{lr: 0.01}}, llm: {{lr: 0.01, lora: {LORA.format('lm_head, q_proj')}}}}}"
-    captioner, batches = ready(make_config(*shown(f"stages.instruct.train={lora}")))
+    untied = "model.llm.config.tie_word_embeddings=false"
+    captioner, batches = ready(make_config(*shown(f"stages.instruct.train={lora}", untied)))
     model = FlopModel.of(captioner)
     assert model.micro_batch(shape_of(batches[0])).total_executed == pytest.approx(
         counted(captioner, batches[0]), rel=1e-9
     )
+
+
+def test_dora_counts_as_lora(make_config: Make) -> None:
+    """What it adds is done once for each weight, and would else be counted for each position."""
+    models = []
+    for dora in ("false", "true"):
+        train = f"{{connector: {{lr: 0.01}}, llm: {{lr: 0.01, lora: {{rank: 2, dora: {dora}}}}}}}"
+        captioner, _ = ready(make_config(f"stages.instruct.train={train}"))
+        models.append(FlopModel.of(captioner))
+        variants = [len(module.lora_variant) for module in lora_modules(captioner).values()]
+        assert variants == [int(dora == "true")] * 14, "afterwards they are as before"
+    assert models[0] == models[1]
 
 
 def test_model_operations_by_hand(make_config: Make) -> None:

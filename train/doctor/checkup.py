@@ -17,7 +17,7 @@ from prismcap.data.pack import ImageInputs
 from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner
 from prismcap.model.kernels import apply_kernels
-from prismcap.model.trainable import finish_stage, prepare_stage, trainable_parameters
+from prismcap.model.trainable import finish_stage, prepare_stage, trainable_parameters, unquantized
 from prismcap.train.checkpoint import FINAL
 from prismcap.train.distributed import Ranks
 from prismcap.train.doctor.agreement import check_agreement, config_hash, data_hash
@@ -114,9 +114,11 @@ def check_before_training(
         raise DoctorError("\n".join(str(finding) for finding in errors(checkup.findings)))
 
 
-def _prepare(captioner: Captioner, config: RunConfig, name: str) -> None:
+def _prepare(captioner: Captioner, config: RunConfig, name: str, quantize: bool = False) -> None:
+    """Quantized only where the captioner is thrown away: finish_stage cannot undo it."""
     stage = config.stages[name]
-    prepare_stage(captioner, stage.train, seed=config.seed)
+    train = stage.train if quantize else unquantized(stage.train)
+    prepare_stage(captioner, train, config.seed, stage.precision)
     if stage.gradient_checkpointing:
         captioner.enable_gradient_checkpointing()
 
@@ -127,6 +129,11 @@ def _try_alone(captioner: Captioner, config: RunConfig, name: str, ranks: Ranks)
     if stage.engine.name != "torch":
         return warning(
             f"{name}: the largest micro-batch is not tried here, as {stage.engine.name} shards its memory",
+            f"To be sure: {_command(ranks)} doctor with the same config",
+        )
+    if unquantized(stage.train) != stage.train:
+        return warning(
+            f"{name}: the largest micro-batch is not tried here, where the LLM is not quantized",
             f"To be sure: {_command(ranks)} doctor with the same config",
         )
     _prepare(captioner, config, name)
@@ -229,7 +236,7 @@ def _try_engine(checkup: Checkup, name: str) -> None:
     stage: StageConfig = config.stages[name]
     seed_everything(config.seed, list(config.stages).index(name), ranks.rank)
     captioner = build_captioner(config.model, seed=config.seed)
-    _prepare(captioner, config, name)
+    _prepare(captioner, config, name, quantize=True)
     captioner.to(ranks.device)
     few = draw_samples(*stage_data(config, name, captioner)).batch
     largest = worst_batch(captioner, stage)

@@ -41,7 +41,7 @@ def check_groups(name: str, captioner: Captioner, stage: StageConfig) -> list[Fi
         elif config.lora is not None and (plain := [key for key, _ in trained if "lora_" not in key]):
             findings.append(error(f"{text}: {plain[0]} is no adapter", "With lora, only adapters may train."))
         else:
-            findings.append(ok(text + (" (LoRA)" if config.lora else "")))
+            findings.append(ok(f"{text} ({config.how})"))
     return findings
 
 

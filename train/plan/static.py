@@ -15,6 +15,8 @@ from typing import Literal
 
 from prismcap.configs.schema.stage import Precision, StageConfig
 from prismcap.model.captioner import Captioner
+from prismcap.model.lora import output_layer
+from prismcap.model.quantize import NF4_BITS, quantizable
 from prismcap.train.optim import parameter_groups
 
 FP32_BYTES, BF16_BYTES = 4, 2
@@ -49,11 +51,13 @@ class Sharding:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of elements. `groups`: of the trained tensors, by optimiser group, in order."""
+    """Numbers of elements. `groups`: of the trained tensors, by optimiser group, in order. `frozen`: of the
+    others, but for those that are quantized to nf4."""
 
     groups: tuple[tuple[int, ...], ...]
     frozen: tuple[int, ...]
     buffer_bytes: int
+    quantized: int = 0
 
     @property
     def trained(self) -> int:
@@ -61,7 +65,11 @@ class Sizes:
 
     @property
     def total(self) -> int:
-        return self.trained + sum(self.frozen)
+        return self.trained + sum(self.frozen) + self.quantized
+
+    @property
+    def quantized_bytes(self) -> int:
+        return math.ceil(self.quantized * NF4_BITS / 8)
 
 
 @dataclass(frozen=True)
@@ -79,11 +87,23 @@ class StaticBytes:
 def sizes_of(captioner: Captioner, stage: StageConfig) -> Sizes:
     """Of a captioner that prepare_stage has made ready; one of shapes will do. Tied weights count once."""
     groups = parameter_groups(captioner.named_parameters(), stage.train)
+    quantized = _quantized(captioner, stage)
+    frozen = [value for value in captioner.parameters() if not value.requires_grad]
     return Sizes(
         groups=tuple(tuple(parameter.numel() for parameter in group["params"]) for group in groups),
-        frozen=tuple(value.numel() for value in captioner.parameters() if not value.requires_grad),
+        frozen=tuple(value.numel() for value in frozen if id(value) not in quantized),
         buffer_bytes=sum(buffer.nbytes for buffer in captioner.buffers()),
+        quantized=sum(value.numel() for value in frozen if id(value) in quantized),
     )
+
+
+def _quantized(captioner: Captioner, stage: StageConfig) -> set[int]:
+    """The ids of the weights that are in nf4 where a captioner is more than shapes."""
+    config = stage.train.get("llm")
+    if config is None or config.lora is None or config.lora.quantize is None:
+        return set()
+    layers = quantizable(captioner.llm, output_layer(captioner.llm))
+    return {id(layer.weight) for layer in layers.values()}
 
 
 def static_bytes(sizes: Sizes, stage: StageConfig, sharding: Sharding) -> StaticBytes:
@@ -95,7 +115,7 @@ def static_bytes(sizes: Sizes, stage: StageConfig, sharding: Sharding) -> Static
     if zero == 0:
         ddp = sharding.zero_stage is None and ranks > 1
         return StaticBytes(
-            weights=sizes.total * width + sizes.buffer_bytes,
+            weights=(sizes.total - sizes.quantized) * width + sizes.quantized_bytes + sizes.buffer_bytes,
             gradients=sizes.trained * width,
             optimizer=sum(_state(size, optimizer_name) for group in sizes.groups for size in group),
             communication=sizes.trained * width if ddp else 0,
@@ -114,7 +134,7 @@ def static_bytes(sizes: Sizes, stage: StageConfig, sharding: Sharding) -> Static
     # masters are kept where weights are fp32 already, too
     optimizer = sum(shard * FP32_BYTES + _state(shard, optimizer_name) for shard in shards)
     offloaded = optimizer if sharding.offload_optimizer else 0
-    weights = weights * width + sizes.buffer_bytes
+    weights = weights * width + sizes.quantized_bytes + sizes.buffer_bytes
     return StaticBytes(weights, gradients * width, optimizer - offloaded, bucket, offloaded)
 
 
