@@ -39,6 +39,7 @@ SIGLIP = {"name": "siglip", "config": TOWER}
 CLIP = {"name": "clip", "config": TOWER | {"projection_dim": 8}}
 DINOV2_REGISTERS = {
     "name": "dinov2_registers",
+    "post_layernorm": False,  # so that its type alone makes it no LLaVA
     "config": {key: value for key, value in TOWER.items() if key != "intermediate_size"}
     | {"mlp_ratio": 2, "num_register_tokens": 2},
 }
