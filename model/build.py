@@ -47,11 +47,23 @@ def build_captioner(config: ModelConfig, where: str = "", seed: int = 0) -> Capt
         connector: Connector = module.build(
             options, vision_encoder.hidden_size, vision_encoder.grid, llm_width
         )
+        _check_class_tokens(vision_encoder, connector, prefix, config.connector.name)
         if getattr(options, "match_embedding_std", False):
             scale_to_embeddings(connector, vision_encoder, llm.get_input_embeddings().weight)
     captioner = Captioner(vision_encoder, connector, llm, language_model.tokenizer)
     captioner.requires_grad_(False)
     return captioner.eval()
+
+
+def _check_class_tokens(
+    vision_encoder: VisionEncoder, connector: Connector, prefix: str, connector_name: str
+) -> None:
+    if vision_encoder.num_class_tokens and not connector.takes_class_tokens:
+        raise ConfigError(
+            f"{prefix}.vision_encoder.class_token: keep: the connector {connector_name} makes tokens of the "
+            "patches of a grid, and has no place for the class token. Set class_token: drop, or take a "
+            "connector that looks at all features"
+        )
 
 
 def check_llm(language_model: LanguageModel, where: str) -> None:
@@ -81,7 +93,7 @@ def scale_to_embeddings(
     Measured on unit-normal features, which is what a connector with LayerNorm makes of any features.
     An LLM that has never seen a vector of this size answers worse at the start, and stage 1 is slower.
     """
-    features = torch.randn(16, vision_encoder.num_patches, vision_encoder.hidden_size)
+    features = torch.randn(16, vision_encoder.features_per_tile, vision_encoder.hidden_size)
     last = [layer for layer in connector.modules() if isinstance(layer, torch.nn.Linear)][-1]
     if last.bias is not None:
         last.bias.zero_()

@@ -150,7 +150,7 @@ class Captioner(nn.Module):
             size = encoder.image_spec.size_px
             features = self.encode_images(torch.zeros(1, 3, size, size, device=self.device))
         else:
-            shape = (1, encoder.num_patches, encoder.hidden_size)
+            shape = (1, encoder.features_per_tile, encoder.hidden_size)
             features = torch.zeros(shape, device=self.device, dtype=parameter.dtype)
         tokens_PNH: Tensor = self.connector(features)
         return tokens_PNH

@@ -1,6 +1,6 @@
 """What a vision encoder, a connector and a language model must be, to be put together.
 
-Shape legend: P tiles, S tile side in pixels, K patches, D encoder width, N tokens, H LLM width.
+Shape legend: P tiles, S tile side in pixels, K features of a tile, D encoder width, N tokens, H LLM width.
 """
 
 from __future__ import annotations
@@ -15,19 +15,26 @@ from prismcap.data.schema import ImageSpec
 
 
 class VisionEncoder(nn.Module, ABC):
-    """Tiles to patch features. `grid` is (rows, columns) of patches; K = rows * columns."""
+    """Tiles to features: `num_class_tokens` kept class tokens (most encoders: none), then the patches of
+    `grid` = (rows, columns). K = num_class_tokens + rows * columns."""
 
     image_spec: ImageSpec
     hidden_size: int
     grid: tuple[int, int]
+    num_class_tokens: int = 0
 
     @property
     def num_patches(self) -> int:
         return self.grid[0] * self.grid[1]
 
+    @property
+    def features_per_tile(self) -> int:
+        """K."""
+        return self.num_class_tokens + self.num_patches
+
     @abstractmethod
     def forward(self, tiles_P3SS: Tensor) -> Tensor:
-        """features_PKD, patches in row-major order."""
+        """features_PKD: kept class tokens, then patches in row-major order."""
 
     def unused_parameters(self) -> frozenset[str]:
         """Names of own parameters that forward never reads (layers above the chosen one, heads)."""
@@ -39,9 +46,11 @@ class VisionEncoder(nn.Module, ABC):
 
 
 class Connector(nn.Module, ABC):
-    """Patch features to LLM positions. `num_tokens` is N, the positions a tile takes."""
+    """Features to LLM positions. `num_tokens` is N, the positions a tile takes. `takes_class_tokens`: whether
+    it looks at all features of a tile, and not only at those of a grid."""
 
     num_tokens: int
+    takes_class_tokens: bool = False
 
     @abstractmethod
     def forward(self, features_PKD: Tensor) -> Tensor:

@@ -50,7 +50,12 @@ def load_pretrained(model_class: Any, path: str, **options: Any) -> Any:
 
 
 def _of_config(
-    model_class: Any, name: str, revision: str | None = None, trust_remote_code: bool = False, **options: Any
+    model_class: Any,
+    name: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    key_mapping: dict[str, str] | None = None,  # noqa: ARG001  (of weights, which are not read)
+    **options: Any,
 ) -> Any:
     if hasattr(model_class, "from_config"):  # one of the Auto classes
         shared = {"revision": revision, "trust_remote_code": trust_remote_code}

@@ -101,7 +101,7 @@ def fill(
     patch_bytes = encoder.hidden_size * (FP8 if fp8 else torch.bfloat16).itemsize
     if fp8:
         patch_bytes += torch.float32.itemsize  # its scale
-    image_bytes = encoder.num_patches * patch_bytes
+    image_bytes = encoder.features_per_tile * patch_bytes
     ranks.on_first(lambda: _check_space(store.folder, len(missing), image_bytes))
     share = missing[ranks.rank :: ranks.world_size]
     failed: OSError | None = None

@@ -242,7 +242,7 @@ def _trials(captioner: Captioner) -> tuple[dict[str, Cost], list[Cost]]:
     device, size, width = captioner.device, encoder.image_spec.size_px, embeddings.embedding_dim
     tile = torch.zeros(1, 3, size, size, device=device)
     before_connector = captioner.trains_encoder
-    features = torch.zeros(1, encoder.num_patches, encoder.hidden_size, device=device)
+    features = torch.zeros(1, encoder.features_per_tile, encoder.hidden_size, device=device)
     features.requires_grad_(before_connector)
     pictures = torch.zeros(1, 1, width, device=device, requires_grad=before_connector or _trains(connector))
     # a value, and not a shape alone: some rotary embeddings look for the largest position

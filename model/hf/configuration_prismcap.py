@@ -13,8 +13,11 @@ from transformers import AutoConfig, PretrainedConfig
 class PrismcapConfig(PretrainedConfig):
     """Vision encoder, connector and causal LM of a captioner.
 
-    vision: `{"kind": "timm", "model": name, "keywords": {...}}`, or `{"kind": "tower", "config": {...},
-        "layer": index into hidden_states, "num_class_tokens": 0 or 1}` for CLIP and SigLIP.
+    vision: `{"kind": "timm", "model": name, "keywords": {...}}`, or `{"kind": "tower", "class": of
+        transformers, "config": {...}, "blocks": name of its list of blocks, "takes_mask": whether a block
+        wants an attention mask, "layers": indices into hidden_states, joined over channels, "norm": name of
+        the norm of the last one, or null, "num_prefix_tokens": before the patches, "num_class_tokens": of
+        these, kept}`.
     connector: `{"block": [rows, columns] of the patches joined into a token, "grid": [rows, columns] of
         patches, "widths": [input, ..., output] of the linear layers, "layer_norm": true or false}`.
     text_config: of any causal LM of transformers.

@@ -54,8 +54,13 @@ def _vision(encoder: nn.Module) -> dict[str, Any]:
             tower.pop(key, None)
         return {
             "kind": "tower",
+            "class": type(encoder.tower).__name__,
             "config": tower,
-            "layer": encoder.layer,
+            "blocks": encoder.architecture.blocks,
+            "takes_mask": encoder.architecture.takes_mask,
+            "layers": list(encoder.layers_read),
+            "norm": encoder.architecture.norm if encoder.post_layernorm else None,
+            "num_prefix_tokens": encoder.num_prefix_tokens,
             "num_class_tokens": encoder.num_class_tokens,
         }
     if isinstance(encoder, TimmEncoder):

@@ -3,7 +3,7 @@
 This file is copied into exports, which load without prismcap: it imports torch, transformers and timm only.
 Weight names are those of the trained captioner, but for the connector's single layer.
 
-Shape legend: P images, S their side in pixels, K patches, D encoder width, N tokens of an image,
+Shape legend: P images, S their side in pixels, K features of an image, D encoder width, N tokens of an image,
 B rows, T positions, H LLM width, V vocabulary.
 """
 
@@ -13,8 +13,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # relative, as transformers wants it of the copy in an export
@@ -43,23 +44,32 @@ class TimmVision(nn.Module):
 
 
 class TowerVision(nn.Module):
-    """`hidden_states[layer]` of a CLIP or SigLIP tower, without its class token."""
+    """`hidden_states` of some layers of a tower, joined over channels: class tokens if kept, then patches."""
 
     def __init__(self, vision: dict[str, Any]) -> None:
         super().__init__()
-        values = dict(vision["config"])
-        self.tower = AutoModel.from_config(AutoConfig.for_model(values.pop("model_type"), **values))
-        self.num_layers_run = vision["layer"] % (self.tower.config.num_hidden_layers + 1)
-        self.num_class_tokens = vision["num_class_tokens"]
+        tower_class: Any = getattr(transformers, vision["class"])
+        self.tower = tower_class._from_config(tower_class.config_class(**vision["config"]))
+        self.blocks: str = vision["blocks"]
+        self.norm: str | None = vision["norm"]
+        self.layers: list[int] = vision["layers"]
+        self.mask = (None,) if vision["takes_mask"] else ()
+        self.num_prefix_tokens: int = vision["num_prefix_tokens"]
+        self.num_class_tokens: int = vision["num_class_tokens"]
 
     def forward(self, pixels_P3SS: Tensor) -> Tensor:
         """features_PKD."""
         hidden: Tensor = self.tower.embeddings(pixels_P3SS)
         if hasattr(self.tower, "pre_layrnorm"):  # CLIP's; the spelling is transformers' own
             hidden = self.tower.pre_layrnorm(hidden)
-        for layer in self.tower.encoder.layers[: self.num_layers_run]:
-            hidden = layer(hidden, None)
-        return hidden[:, self.num_class_tokens :]
+        states, last = [hidden], max(self.layers)
+        for block in self.tower.get_submodule(self.blocks)[:last]:
+            states.append(block(states[-1], *self.mask))
+        if self.norm is not None:
+            states[last] = self.tower.get_submodule(self.norm)(states[last])
+        features_PKD = torch.cat([states[layer] for layer in self.layers], dim=-1)
+        kept, patches = features_PKD[:, : self.num_class_tokens], features_PKD[:, self.num_prefix_tokens :]
+        return torch.cat([kept, patches], dim=1)
 
 
 class PrismcapConnector(nn.Module):

@@ -26,7 +26,9 @@ def why_not_llava(captioner: Captioner) -> str | None:
     """None when the captioner is exactly a LLaVA; else what stands in the way."""
     encoder, connector, llm = captioner.vision_encoder, captioner.connector, captioner.llm
     if not isinstance(encoder, TowerEncoder) or encoder.tower.config.model_type not in TOWERS:
-        return f"the vision encoder is a {type(encoder).__name__}, LLaVA needs CLIP or SigLIP"
+        return f"the vision encoder is a {_kind(encoder)}, LLaVA needs CLIP or SigLIP"
+    if encoder.post_layernorm:
+        return "the vision encoder applies post_layernorm, LLaVA reads hidden states before it"
     if _projector_layers(connector) is None:
         return "the connector is neither one linear layer nor a plain two-layer MLP of the LLM's width"
     if llm.config.model_type not in LANGUAGE_MODELS:
@@ -34,6 +36,11 @@ def why_not_llava(captioner: Captioner) -> str | None:
     if llm.get_output_embeddings().bias is not None:
         return "the LLM's lm_head has a bias, LLaVA's has none"
     return None
+
+
+def _kind(encoder: nn.Module) -> str:
+    tower = encoder.tower if isinstance(encoder, TowerEncoder) else encoder
+    return type(tower).__name__
 
 
 def _projector_layers(connector: nn.Module) -> list[nn.Linear] | None:
@@ -50,10 +57,10 @@ def _projector_layers(connector: nn.Module) -> list[nn.Linear] | None:
 def llava_rule(captioner: Captioner) -> TokenRule:
     """How the processor counts tokens: CLIP's class token is counted in, then dropped again."""
     encoder: Any = captioner.vision_encoder
-    drops = encoder.num_class_tokens > 0
+    drops = encoder.num_prefix_tokens > 0  # the connectors above take no class tokens
     return TokenRule(
         patch_size=encoder.tower.config.patch_size,
-        additional=encoder.num_class_tokens,
+        additional=encoder.num_prefix_tokens,
         strategy="default" if drops else "full",
     )
 
@@ -72,7 +79,7 @@ def llava_config(captioner: Captioner, image_token_id: int, vocab_size: int) -> 
         image_seq_length=captioner.connector.num_tokens,
         projector_hidden_act="gelu" if len(layers) == 2 else "linear",
         vision_feature_select_strategy=llava_rule(captioner).strategy,
-        vision_feature_layer=encoder.layer,
+        vision_feature_layer=encoder.layer if isinstance(encoder.layer, int) else list(encoder.layer),
         multimodal_projector_bias=True,
         tie_word_embeddings=is_tied(captioner.llm),
     )

@@ -1,10 +1,15 @@
-"""SigLIP (arXiv 2303.15343) as in transformers: no class token, every token is a patch."""
+"""SigLIP (arXiv 2303.15343) as in transformers: no class token, every token is a patch.
+
+SigLIP 2 (arXiv 2502.14786) at fixed resolution is the same architecture, and its checkpoints are of the model
+type `siglip` too: they load here. Its NaFlex checkpoints (type `siglip2`) take pictures of any shape: they do
+not.
+"""
 
 from __future__ import annotations
 
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import SiglipVisionModel
 
-from prismcap.model.vision._huggingface import TowerEncoder, TowerOptions, build_tower
+from prismcap.model.vision._huggingface import Architecture, TowerEncoder, TowerOptions, build_tower
 
 
 class Options(TowerOptions):
@@ -13,7 +18,11 @@ class Options(TowerOptions):
 
 def build(options: Options) -> TowerEncoder:
     """Raises ConfigError when the tower cannot be loaded."""
-    half = (0.5, 0.5, 0.5)
-    return build_tower(
-        options, SiglipVisionModel, SiglipVisionConfig, num_class_tokens=0, mean=half, std=half
+    siglip = Architecture(
+        model_class=SiglipVisionModel,
+        checkpoints=("siglip_vision_model", "siglip"),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        num_class_tokens=0,
     )
+    return build_tower(options, siglip)

@@ -64,7 +64,7 @@ def held_features_bytes(
         return 0
     pictures = math.ceil(stage.batch.samples_per_step / sharding.num_gpus) - num_at_work
     encoder = captioner.vision_encoder
-    return max(0, pictures) * encoder.num_patches * encoder.hidden_size * FP32_BYTES
+    return max(0, pictures) * encoder.features_per_tile * encoder.hidden_size * FP32_BYTES
 
 
 @dataclass

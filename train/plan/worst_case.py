@@ -57,6 +57,6 @@ def _blank_pictures(captioner: Captioner, stage: StageConfig, num: int) -> dict[
         return {}
     if stage.feature_cache:
         encoder = captioner.vision_encoder
-        return {"features": torch.zeros(num, encoder.num_patches, encoder.hidden_size)}
+        return {"features": torch.zeros(num, encoder.features_per_tile, encoder.hidden_size)}
     size = captioner.image_spec.size_px
     return {"tiles": torch.zeros(num, 3, size, size)}

@@ -37,6 +37,12 @@ TOWER = {
 }
 SIGLIP = {"name": "siglip", "config": TOWER}
 CLIP = {"name": "clip", "config": TOWER | {"projection_dim": 8}}
+DINOV2_REGISTERS = {
+    "name": "dinov2_registers",
+    "post_layernorm": False,  # so that its type alone makes it no LLaVA
+    "config": {key: value for key, value in TOWER.items() if key != "intermediate_size"}
+    | {"mlp_ratio": 2, "num_register_tokens": 2},
+}
 LLAMA = {
     "model_type": "llama",
     "hidden_size": 32,
@@ -73,6 +79,12 @@ KINDS = {
         {"name": "patch_concat", "k": [1, 2]},
         tied=True,
     ),
+    "clip-layers-resized": Kind(
+        "llava", "center_crop", CLIP | {"layer": [1, -2], "image_size": 48}, {"name": "linear"}
+    ),
+    # what LLaVA cannot say: it reads hidden states before the final norm, and knows CLIP and SigLIP alone
+    "clip-normed": Kind("custom", "resize", CLIP | {"layer": -1, "post_layernorm": True}, {"name": "linear"}),
+    "dinov2_registers-mlp": Kind("custom", "pad", DINOV2_REGISTERS, {"name": "mlp"}),
     "clip-deep": Kind("custom", "pad", CLIP, {"name": "mlp", "depth": 3, "layer_norm": True}),
     "vit-linear": Kind(
         "custom", "center_crop", {"name": "timm", "model": "test_vit", "image_size": 64}, {"name": "linear"}

@@ -264,7 +264,7 @@ def transformers_457(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["siglip-mlp", "clip-mlp", "siglip-last-linear"])
+@pytest.mark.parametrize("name", ["siglip-mlp", "clip-mlp", "siglip-last-linear", "clip-layers-resized"])
 def test_transformers_457_reads_the_same(
     cases: Any, tools: Any, transformers_457: Path, tmp_path: Path, name: str
 ) -> None:
