@@ -7,12 +7,11 @@ that mark what the assistant generates leave it out too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prismcap.configs.schema.base import Section
-from prismcap.data.schema import Message, Segment, TemplateSpec
-from prismcap.data.templates._contract import answer_text, split_system, user_segments
+from prismcap.data.schema import Segment, TemplateSpec
+from prismcap.data.templates._headed import HeadedTemplate
 
 START = "<|im_start|>"
 END = "<|im_end|>"
@@ -28,35 +27,14 @@ class Options(Section):
 
 
 @dataclass(frozen=True)
-class ChatmlTemplate:
-    system: str | None = None
-    bos: str | None = None
+class ChatmlTemplate(HeadedTemplate):
     spec: TemplateSpec = SPEC
 
-    def render(self, messages: Sequence[Message], generation: bool = False) -> list[Segment]:
-        """See Template.render."""
-        own_system, turns = split_system(messages, generation)
-        system = self.system if own_system is None else own_system
-        segments = [Segment(text=self.bos, mark=True)] if self.bos else []
-        if system is not None:
-            segments += _turn("system", [Segment(text=system)])
-        for turn in turns:
-            if turn.role == "user":
-                segments += _turn("user", user_segments(turn))
-            else:
-                answer = Segment(text=answer_text(turn), train=turn.train)
-                segments += _turn("assistant", [answer], train=turn.train)
-        if generation:
-            segments += _opening("assistant")
-        return segments
+    def header(self, role: str) -> list[Segment]:
+        return [Segment(text=START, mark=True), Segment(text=f"{role}\n")]
 
-
-def _opening(role: str) -> list[Segment]:
-    return [Segment(text=START, mark=True), Segment(text=f"{role}\n")]
-
-
-def _turn(role: str, content: list[Segment], train: bool = False) -> list[Segment]:
-    return [*_opening(role), *content, Segment(text=END, train=train, mark=True), Segment(text="\n")]
+    def end(self, train: bool) -> list[Segment]:
+        return [Segment(text=END, train=train, mark=True), Segment(text="\n")]
 
 
 def build(options: Options) -> ChatmlTemplate:

@@ -5,12 +5,11 @@ Llama 3 and later. The loss falls on the answer and its `<|eot_id|>`. Nothing st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prismcap.configs.schema.base import Section
-from prismcap.data.schema import Message, Segment, TemplateSpec
-from prismcap.data.templates._contract import answer_text, split_system, user_segments
+from prismcap.data.schema import Segment, TemplateSpec
+from prismcap.data.templates._headed import HeadedTemplate
 
 BOS = "<|begin_of_text|>"
 HEADER, END_HEADER = "<|start_header_id|>", "<|end_header_id|>"
@@ -25,35 +24,16 @@ class Options(Section):
 
 
 @dataclass(frozen=True)
-class Llama3Template:
-    system: str | None = None
+class Llama3Template(HeadedTemplate):
     spec: TemplateSpec = SPEC
+    bos: str | None = BOS
 
-    def render(self, messages: Sequence[Message], generation: bool = False) -> list[Segment]:
-        """See Template.render."""
-        own_system, turns = split_system(messages, generation)
-        system = self.system if own_system is None else own_system
-        segments = [Segment(text=BOS, mark=True)]
-        if system is not None:
-            segments += _turn("system", [Segment(text=system)])
-        for turn in turns:
-            if turn.role == "user":
-                segments += _turn("user", user_segments(turn))
-            else:
-                answer = Segment(text=answer_text(turn), train=turn.train)
-                segments += _turn("assistant", [answer], train=turn.train)
-        if generation:
-            segments += _opening("assistant")
-        return segments
+    def header(self, role: str) -> list[Segment]:
+        marks = Segment(text=HEADER, mark=True), Segment(text=END_HEADER, mark=True)
+        return [marks[0], Segment(text=role), marks[1], Segment(text="\n\n")]
 
-
-def _opening(role: str) -> list[Segment]:
-    marks = Segment(text=HEADER, mark=True), Segment(text=END_HEADER, mark=True)
-    return [marks[0], Segment(text=role), marks[1], Segment(text="\n\n")]
-
-
-def _turn(role: str, content: list[Segment], train: bool = False) -> list[Segment]:
-    return [*_opening(role), *content, Segment(text=END, train=train, mark=True)]
+    def end(self, train: bool) -> list[Segment]:
+        return [Segment(text=END, train=train, mark=True)]
 
 
 def build(options: Options) -> Llama3Template:

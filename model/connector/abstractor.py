@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prismcap.configs.schema.base import Section
+from prismcap.model.connector._heads import check_divides
 from prismcap.model.contracts import Connector
 
 START_STD = 0.02  # initializer_range of the released config
@@ -38,10 +39,7 @@ class Options(Section):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Options:
-        if self.hidden % self.heads:
-            raise ValueError(
-                f"abstractor: heads = {self.heads} does not divide hidden = {self.hidden}: change one of them"
-            )
+        check_divides("abstractor", ("heads", self.heads), ("hidden", self.hidden))
         return self
 
 

@@ -17,6 +17,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from transformers.utils.generic import maybe_autocast
 
 from prismcap.configs.schema.base import Section
+from prismcap.model.connector._heads import check_divides
 from prismcap.model.connector.mlp import mlp
 from prismcap.model.contracts import Connector
 
@@ -43,10 +44,7 @@ class Options(Section):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Options:
-        if self.hidden % self.heads:
-            raise ValueError(
-                f"qformer: heads = {self.heads} does not divide hidden = {self.hidden}: change one of them"
-            )
+        check_divides("qformer", ("heads", self.heads), ("hidden", self.hidden))
         return self
 
 

@@ -16,6 +16,7 @@ from transformers import Idefics2PerceiverConfig
 from transformers.models.idefics2.modeling_idefics2 import Idefics2MLP, Idefics2PerceiverResampler
 
 from prismcap.configs.schema.base import Section
+from prismcap.model.connector._heads import check_divides
 from prismcap.model.contracts import Connector
 
 LATENT_STD = 0.02
@@ -35,11 +36,7 @@ class Options(Section):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Options:
-        if self.heads % self.kv_heads:
-            raise ValueError(
-                f"resampler: kv_heads = {self.kv_heads} does not divide heads = {self.heads}: change one of "
-                "them"
-            )
+        check_divides("resampler", ("kv_heads", self.kv_heads), ("heads", self.heads))
         return self
 
 

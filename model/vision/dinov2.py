@@ -5,6 +5,8 @@ The released checkpoints are of 518 px, 37 x 37 patches; `image_size: 224` makes
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import Dinov2Model
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -15,15 +17,19 @@ class Options(LastStateOptions):
     """See TowerOptions."""
 
 
-def build(options: Options) -> TowerEncoder:
-    """Raises ConfigError when the tower cannot be loaded."""
-    dinov2 = Architecture(
-        model_class=Dinov2Model,
-        checkpoints=("dinov2",),
+def architecture(model_class: Any, model_type: str) -> Architecture:
+    """Of DINOv2's towers, with register tokens or without."""
+    return Architecture(
+        model_class=model_class,
+        checkpoints=(model_type,),
         mean=tuple(IMAGENET_DEFAULT_MEAN),
         std=tuple(IMAGENET_DEFAULT_STD),
         num_class_tokens=1,
         blocks="encoder.layer",
         norm="layernorm",
     )
-    return build_tower(options, dinov2)
+
+
+def build(options: Options) -> TowerEncoder:
+    """Raises ConfigError when the tower cannot be loaded."""
+    return build_tower(options, architecture(Dinov2Model, "dinov2"))
