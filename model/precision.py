@@ -11,7 +11,7 @@ from prismcap.configs.schema.stage import Precision
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Forward passes under it compute in `precision`, over weights that stay fp32.
+    """Forward passes under it compute in `precision`, over weights in fp32 (and frozen ones in `precision`).
 
     Raises ValueError for auto: train/precision.py settles it before anything is computed.
     """

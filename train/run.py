@@ -30,6 +30,7 @@ from prismcap.data.pack import PixelInputs
 from prismcap.data.sources._contract import SourceContext
 from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner
+from prismcap.model.frozen import hold_frozen
 from prismcap.model.kernels import apply_kernels
 from prismcap.model.restore import load_trained
 from prismcap.model.trainable import prepare_stage, trainable_parameters
@@ -209,6 +210,7 @@ class _StageRun:
         self.folder.mkdir(exist_ok=True)
         seed_everything(self.config.seed, list(self.config.stages).index(self.name), ranks.rank)
         prepare_stage(captioner, stage.train, self.config.seed, stage.precision)
+        hold_frozen(captioner, stage.precision)
         if stage.gradient_checkpointing:
             captioner.enable_gradient_checkpointing()
         captioner.to(ranks.device)

@@ -12,6 +12,7 @@ import torch
 from prismcap.data.loader import StepLoader
 from prismcap.data.schema import Batch, Encoded
 from prismcap.model.build import build_captioner
+from prismcap.model.frozen import hold_frozen
 from prismcap.model.kernels import apply_kernels
 from prismcap.model.trainable import prepare_stage
 from prismcap.train.bench.cases import TrainCase, model_config, stage_config
@@ -44,6 +45,7 @@ class Ours:
         self.batch = stage.batch
         captioner = build_captioner(model_config(case.size, case.visual_tokens), seed=case.seed)
         prepare_stage(captioner, stage.train, seed=case.seed)
+        hold_frozen(captioner, stage.precision)
         self.flop_model = replace(FlopModel.of(captioner), compiled=compiled)
         apply_kernels(captioner, stage.kernels, device)
         total = stage.schedule.max_steps

@@ -16,6 +16,7 @@ from prismcap.data.mix import Mix
 from prismcap.data.pack import ImageInputs
 from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner
+from prismcap.model.frozen import hold_frozen
 from prismcap.model.kernels import apply_kernels
 from prismcap.model.trainable import finish_stage, prepare_stage, trainable_parameters, unquantized
 from prismcap.train.checkpoint import FINAL
@@ -237,6 +238,7 @@ def _try_engine(checkup: Checkup, name: str) -> None:
     seed_everything(config.seed, list(config.stages).index(name), ranks.rank)
     captioner = build_captioner(config.model, seed=config.seed)
     _prepare(captioner, config, name, quantize=True)
+    hold_frozen(captioner, stage.precision)
     captioner.to(ranks.device)
     few = draw_samples(*stage_data(config, name, captioner)).batch
     largest = worst_batch(captioner, stage)

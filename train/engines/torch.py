@@ -61,7 +61,7 @@ def undo_averaging(ranks: Ranks) -> int:
 
 
 class TorchEngine:
-    """Weights stay fp32; with `precision: bf16` the forward pass runs under autocast."""
+    """Weights that train stay fp32; with `precision: bf16` the forward pass runs under autocast."""
 
     fixed_world_size = False
 

@@ -16,6 +16,7 @@ from prismcap.configs.schema.run import ModelConfig
 from prismcap.configs.schema.stage import StageConfig
 from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner
+from prismcap.model.frozen import hold_frozen
 from prismcap.model.shapes import shapes_only
 from prismcap.model.trainable import prepare_stage
 from prismcap.train.plan.activations import LLM, LOGITS, VISION, activation_bytes
@@ -100,6 +101,7 @@ class StageMemory:
             captioner, mode = self._shapes()
             for parameter in captioner.parameters():  # DeepSpeed leaves buffers as they are
                 parameter.data = parameter.data.to(torch.bfloat16 if in_bf16 else torch.float32)
+            hold_frozen(captioner, self.stage.precision)
             batch = worst_batch(captioner, self.stage, num_rows)
             pictures: dict[str, Any] = {
                 name: mode.from_tensor(value)

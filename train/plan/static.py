@@ -1,6 +1,7 @@
 """Memory that stays for the length of a stage: weights, gradients and optimiser, by each engine's own rules.
 
-torch: fp32 weights and gradients on every rank; DDP keeps a second copy of the gradients in its buckets.
+torch: fp32 weights and gradients on every rank, in `bf16` matrices of groups that do not train in bf16
+(model/frozen.py); DDP keeps a second copy of the gradients in its buckets.
 DeepSpeed (train/engines/deepspeed.py): stage 0 is the same without buckets. From stage 1 on, `bf16` turns
 weights and gradients to bf16 and keeps fp32 masters; stage 1 shards masters and Adam's moments over the
 ranks, stage 2 the gradients too, stage 3 the weights too (ZeRO, arXiv 1910.02054).
@@ -15,6 +16,7 @@ from typing import Literal
 
 from prismcap.configs.schema.stage import Precision, StageConfig
 from prismcap.model.captioner import Captioner
+from prismcap.model.frozen import held_weights
 from prismcap.model.lora import output_layer
 from prismcap.model.quantize import NF4_BITS, quantizable
 from prismcap.train.optim import parameter_groups
@@ -52,12 +54,13 @@ class Sharding:
 @dataclass(frozen=True)
 class Sizes:
     """Numbers of elements. `groups`: of the trained tensors, by optimiser group, in order. `frozen`: of the
-    others, but for those that are quantized to nf4."""
+    others, but for those that are quantized to nf4. `held`: how many of these are held in bf16."""
 
     groups: tuple[tuple[int, ...], ...]
     frozen: tuple[int, ...]
     buffer_bytes: int
     quantized: int = 0
+    held: int = 0
 
     @property
     def trained(self) -> int:
@@ -94,6 +97,7 @@ def sizes_of(captioner: Captioner, stage: StageConfig) -> Sizes:
         frozen=tuple(value.numel() for value in frozen if id(value) not in quantized),
         buffer_bytes=sum(buffer.nbytes for buffer in captioner.buffers()),
         quantized=sum(value.numel() for value in frozen if id(value) in quantized),
+        held=sum(value.numel() for value in held_weights(captioner)),
     )
 
 
@@ -114,8 +118,11 @@ def static_bytes(sizes: Sizes, stage: StageConfig, sharding: Sharding) -> Static
     zero, ranks = sharding.zero_stage or 0, sharding.num_gpus
     if zero == 0:
         ddp = sharding.zero_stage is None and ranks > 1
+        weights = (sizes.total - sizes.quantized) * width + sizes.quantized_bytes + sizes.buffer_bytes
+        if precision == "bf16":
+            weights -= sizes.held * (FP32_BYTES - BF16_BYTES)
         return StaticBytes(
-            weights=(sizes.total - sizes.quantized) * width + sizes.quantized_bytes + sizes.buffer_bytes,
+            weights=weights,
             gradients=sizes.trained * width,
             optimizer=sum(_state(size, optimizer_name) for group in sizes.groups for size in group),
             communication=sizes.trained * width if ddp else 0,

@@ -17,6 +17,7 @@ from prismcap.configs.schema.stage import StageConfig
 from prismcap.data.schema import Batch
 from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner
+from prismcap.model.frozen import hold_frozen
 from prismcap.model.trainable import prepare_stage
 from prismcap.train.distributed import Ranks
 from prismcap.train.encode_ahead import with_features
@@ -45,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
 def real_captioner(model: ModelConfig, stage: StageConfig) -> Captioner:
     captioner = build_captioner(model)
     prepare_stage(captioner, stage.train)
+    hold_frozen(captioner, stage.precision)
     if stage.gradient_checkpointing:
         captioner.enable_gradient_checkpointing()
     return captioner.train()

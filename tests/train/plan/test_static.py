@@ -14,6 +14,7 @@ from prismcap.configs.load import load_config
 from prismcap.configs.schema.run import ModelConfig
 from prismcap.configs.schema.stage import StageConfig
 from prismcap.model.build import build_captioner
+from prismcap.model.frozen import hold_frozen
 from prismcap.model.trainable import prepare_stage
 from prismcap.train.distributed import Ranks
 from prismcap.train.engines import torch as torch_engine
@@ -43,6 +44,7 @@ def test_the_torch_engine(
     stage = make_stage(precision=precision, train={"connector": {"lr": 1e-3}, "llm": llm})
     captioner = build_captioner(small_model)
     prepare_stage(captioner, stage.train)
+    hold_frozen(captioner, stage.precision)
     engine = torch_engine.build(torch_engine.Options(), captioner, stage, 10, Ranks())
     gradients: list[int] = []
     clip = engine._clip

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from prismcap.configs.load import load_config
 from prismcap.model.build import build_captioner
+from prismcap.model.frozen import hold_frozen
 from prismcap.model.trainable import prepare_stage
 from prismcap.train.distributed import Ranks, process_group
 from prismcap.train.run import build_engine, stage_loader
@@ -69,6 +70,7 @@ def work(config_path: str, overrides: list[str], ranks: Ranks) -> list[dict[str,
     config = load_config(config_path, overrides)
     captioner = build_captioner(config.model, seed=config.seed)
     prepare_stage(captioner, config.stages[STAGE].train, seed=config.seed)
+    hold_frozen(captioner, config.stages[STAGE].precision)
     engine: Any = build_engine(config, STAGE, captioner, 5, ranks)
     zero_stage = engine.options.zero_stage
     loader = stage_loader(config, STAGE, captioner, ranks)
