@@ -22,7 +22,10 @@ def local_or_hub(path: str) -> str:
     if folder.is_dir():
         return str(folder)
     if path.startswith(PREFIX):
-        raise ConfigError(f"{path}: no directory {folder}; `prismcap fetch` makes those of the demo")
+        raise ConfigError(
+            f"{path}: no directory {folder}; `prismcap fetch` makes those of the demo, `prismcap fetch tiny` "
+            "those of the recipes' tiny twins"
+        )
     if path.startswith(("/", ".", "~")) or path.count("/") > 1:
         raise ConfigError(f"{path}: no such directory")
     return path

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ("train:train", "Train every stage of a config in this process (torchrun for several)."),
     "doctor": ("doctor:doctor", "Check a config: data, masks, memory, disk, saving; errors exit with 1."),
     "plan": ("plan:plan", "Memory, time and cost of a config on other GPUs, without weights."),
+    "recipes": ("recipes:recipes", "The recipes: data, what trains, memory and time of each stage."),
     "export": ("export:export", "Write a trained run as a Hugging Face model directory."),
     "caption": ("caption:caption", "Caption pictures with an exported model."),
     "evaluate": ("evaluate:evaluate", "Measure a run on its held-out splits, with controls."),

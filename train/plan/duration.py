@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from prismcap.configs.schema.run import RunConfig
 from prismcap.configs.schema.stage import StageConfig
 from prismcap.data.encode import build_encoder
-from prismcap.data.length_mixes import load_length_mix
+from prismcap.data.length_mixes import LengthMix, load_length_mix
+from prismcap.data.length_mixes.published import published_mix, published_set
 from prismcap.data.mix import build_mix
 from prismcap.data.schema import DataError, SampleRejected
 from prismcap.data.sources._contract import SourceContext
@@ -53,14 +54,35 @@ class Duration:
 def lengths_of_mix(name: str, captioner: Captioner, stage: StageConfig) -> Lengths:
     """Of a committed length mix (data/length_mixes). Raises DataError for an unknown name."""
     mix = load_length_mix(name)
+    return _drawn(mix, captioner, stage, sum(part.rows for part in mix.parts), f"the length mix {name}")
+
+
+def lengths_of_published(captioner: Captioner, stage: StageConfig) -> Lengths:
+    """Of what is estimated for the published sets that the stage's data are, by their names.
+
+    Raises DataError when one is not known.
+    """
+    sets = [(published_set(item), item) for item in stage.data.mix]
+    mix = published_mix([(known, item.per_step or known.rows * item.repeat) for known, item in sets])
+    num_samples = sum(known.rows * item.repeat for known, item in sets)
+    names = ", ".join(dict.fromkeys(known.name for known, _ in sets))
+    return _drawn(mix, captioner, stage, num_samples, f"lengths estimated for {names}")
+
+
+def _drawn(
+    mix: LengthMix, captioner: Captioner, stage: StageConfig, num_samples: int, origin: str
+) -> Lengths:
     visual_tokens = captioner.connector.num_tokens
-    drawn = mix.sample(NUM_MEASURED, visual_tokens, max_tokens=stage.data.max_tokens)
+    bound = stage.data.max_tokens
+    if stage.data.max_text_tokens is not None:
+        bound = min(bound, visual_tokens + stage.data.max_text_tokens)
+    drawn = mix.sample(NUM_MEASURED, visual_tokens, max_tokens=bound)
     return Lengths(
         tokens=tuple(item.tokens for item in drawn),
         targets=tuple(item.target_tokens for item in drawn),
         images=tuple(item.num_images for item in drawn),
-        num_samples=sum(part.rows for part in mix.parts),
-        origin=f"the length mix {name}",
+        num_samples=num_samples,
+        origin=origin,
     )
 
 
