@@ -27,7 +27,7 @@ def hours_at_full_rate(stage_memory: Callable[[str, str], StageMemory]) -> dict[
     found: dict[str, dict[str, float]] = {}
     for size, stages in PUBLISHED_HOURS.items():
         for name in stages:
-            memory = stage_memory(f"llava_{size}", name)
+            memory = stage_memory(f"recipes/llava15_{size}", name)
             lengths = lengths_of_mix(MIXES[name], memory.captioner, memory.stage)
             took = stage_duration(memory, lengths, Machine(find_gpu("A100-80G"), 8, mfu=1.0))
             assert took.num_steps == pytest.approx(PUBLISHED_STEPS[name], abs=1)
