@@ -18,9 +18,9 @@ from prismcap.train.plan.recipes import recipe_names
 from prismcap.train.plan.static import Sharding
 
 GetMemory = Callable[[str, str], StageMemory]
-# Published numbers of weights. Towers without the text side: CLIP ViT-L/14 as LLaVA counts it at 336 px, and 320
-# positions less at 224; SigLIP-SO400M and SmolLM2: the safetensors of their model cards; EVA ViT-g: LAVIS's 986M.
-# LLMs: the safetensors of their model cards; Vicuna v0 has one token more than LLaMA.
+# Published numbers of weights. Towers without the text side: CLIP ViT-L/14 as LLaVA counts it at 336 px, and
+# 320 positions less at 224; EVA ViT-g as LAVIS counts it; SigLIP-SO400M, SmolLM2 and LLMs as the safetensors of
+# their model cards. Vicuna v0 has one token more than LLaMA.
 CLIP_336, SIGLIP, EVA = 303_507_456, 428_225_600, 985_952_256
 CLIP_224 = CLIP_336 - 320 * 1024
 LLAMA_7B, LLAMA_13B = 6_738_415_616, 13_015_864_320
@@ -133,7 +133,7 @@ WHOLE = {
     "openai/clip-vit-large-patch14": CLIP_224,
     "openai/clip-vit-large-patch14-336": CLIP_336,
     "google/siglip-so400m-patch14-384": SIGLIP,
-    "Salesforce/blip2-flan-t5-xxl": EVA,
+    "blip2/vision_encoder": EVA,
     "lmsys/vicuna-7b-v1.3": LLAMA_7B,
     "lmsys/vicuna-13b-v1.3": LLAMA_13B,
     "lmsys/vicuna-7b-v1.5": LLAMA_7B,
