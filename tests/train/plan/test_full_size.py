@@ -19,7 +19,7 @@ from prismcap.train.plan.static import Sharding
 
 GetMemory = Callable[[str, str], StageMemory]
 # Published numbers of weights. Towers without the text side: CLIP ViT-L/14 as LLaVA counts it at 336 px, and
-# 320 positions less at 224; EVA ViT-g as LAVIS counts it; SigLIP-SO400M, SmolLM2 and LLMs as the safetensors of
+# 320 positions less at 224; EVA ViT-g as LAVIS counts it; SigLIP-SO400M and LLMs as the safetensors of
 # their model cards. Vicuna v0 has one token more than LLaMA.
 CLIP_336, SIGLIP, EVA = 303_507_456, 428_225_600, 985_952_256
 CLIP_224 = CLIP_336 - 320 * 1024
