@@ -71,7 +71,7 @@ class LengthIndex:
 
     def missing(self, mix: Mix, num_positions: int) -> np.ndarray:
         """int64 [n, 2]: source and index of what the first positions of the run need and is not measured."""
-        if num_positions >= len(mix):
+        if num_positions >= mix.num_until_all:
             found = [
                 np.stack([np.full(len(at), source), at], axis=1)
                 for source, table in enumerate(self.tables)
@@ -171,7 +171,7 @@ def _key(source: FileSource, encoder: Encoder) -> str:
         source.fingerprint(),
         repr(encoder.template),
         repr(encoder.token_spec),
-        str(encoder.max_tokens),
+        f"{encoder.max_tokens} {encoder.max_text_tokens}",
         tokenizer.backend_tokenizer.to_str(),
         repr(tokenizer.all_special_tokens),
         *(inspect.getsource(module) for module in (encode, tokenize)),

@@ -79,6 +79,7 @@ def lengths_of_data(name: str, config: RunConfig, captioner: Captioner) -> Lengt
         captioner.token_spec,
         stage.data.max_tokens,
         f"{where}.template",
+        stage.data.max_text_tokens,
     )
     found = []
     for position in range(min(NUM_READ, len(mix))):
