@@ -123,10 +123,10 @@ def lr_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
     towards `min_lr_ratio`, which it would reach in step `total_steps`.
 
     The warm-up from r is that of LAVIS's linear_warmup_cosine_lr (lavis/common/optims.py), number for number.
-    Two things differ. LAVIS warms up in its first epoch alone and knows later steps by their epoch; MiniGPT-4's
-    copy of it (minigpt4/common/optims.py), like this, counts steps over epochs. And the cosine of both counts
-    from the first step of the run, so it drops where the warm-up ends (in MiniGPT-4's stage 1, after a
-    quarter of the steps, by 15% of the way to the minimum); this one starts at the end of the warm-up.
+    Two things differ. LAVIS warms up in its first epoch alone and knows later steps by their epoch; its copy
+    in MiniGPT-4 (minigpt4/common/optims.py), like this, counts steps over epochs. And the cosine of both
+    counts from the first step of the run, so it drops where the warm-up ends (in MiniGPT-4's stage 1, after
+    a quarter of the steps, by 15% of the way to the minimum); this one starts at the end of the warm-up.
     """
     warmup = warmup_steps(schedule, total_steps)
     if step < warmup:

@@ -55,9 +55,13 @@ def lengths_of_mix(name: str, captioner: Captioner, stage: StageConfig) -> Lengt
     mix = load_length_mix(name)
     visual_tokens = captioner.connector.num_tokens
     drawn = mix.sample(NUM_MEASURED, visual_tokens, max_tokens=stage.data.max_tokens)
+    limit = stage.data.max_text_tokens
+    targets = [item.target_tokens if limit is None else min(item.target_tokens, limit) for item in drawn]
     return Lengths(
-        tokens=tuple(item.tokens for item in drawn),
-        targets=tuple(item.target_tokens for item in drawn),
+        tokens=tuple(
+            item.tokens - item.target_tokens + kept for item, kept in zip(drawn, targets, strict=True)
+        ),
+        targets=tuple(targets),
         images=tuple(item.num_images for item in drawn),
         num_samples=sum(part.rows for part in mix.parts),
         origin=f"the length mix {name}",
