@@ -34,7 +34,11 @@ Span = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes samples of one stage. max_tokens bounds a sample, image tokens included.
+    """Encodes samples of one stage. max_tokens bounds a sample, image tokens included; max_text_tokens its
+    text from the first answer on: answers, their end marks, and what is asked between them.
+
+    That is max_txt_len of MiniGPT-4 (minigpt4/models/minigpt_base.py, preparing_embedding), whose prompt is
+    bounded by the length of the whole alone.
 
     tokenizer: a fast tokenizer of transformers. Raises ConfigError when it cannot write the template.
     """
@@ -43,6 +47,7 @@ class Encoder:
     tokenizer: Any
     token_spec: TokenSpec
     max_tokens: int
+    max_text_tokens: int | None = None
     _segments: SegmentTokenizer = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -58,9 +63,10 @@ class Encoder:
     def encode(self, sample: Sample) -> Encoded:
         """input_ids and labels of a training sample.
 
-        A sample over max_tokens loses whole turns from its end; when not even the first answer is whole,
-        the end of that answer. Raises SampleRejected: bad_turns, mark_in_text, too_long (pictures alone
-        take too much), no_supervised_tokens.
+        A sample over a bound loses whole turns from its end; when not even the first answer is whole, the end
+        of that answer. Its end mark is trained where an answer ends by itself: one that is cut has none, so
+        no model learns to stop in the middle of a sentence. Raises SampleRejected: bad_turns, mark_in_text,
+        too_long (pictures alone take too much), no_supervised_tokens.
         """
         try:
             ids, labels, spans = self._assemble(sample.messages, len(sample.images), generation=False)
@@ -119,26 +125,34 @@ class Encoder:
         return ids, labels, spans
 
     def _keep(self, labels: list[int], spans: list[Span]) -> int:
-        """How many tokens stay: all, or up to the end of an answer, or max_tokens of the first answer."""
+        """How many tokens stay: all, or up to the end of an answer, or what fits of the first answer."""
         size = len(labels)
-        if size <= self.max_tokens:
-            return size
         first = next((i for i, label in enumerate(labels) if label != IGNORE_INDEX), size)
+        room = self._room(first, spans)
+        if size <= room:
+            return size
         pictures = sum(length for _, start, length in spans if start < first)
         if pictures > self.max_tokens:
             message = f"its pictures take {pictures} tokens, max_tokens is {self.max_tokens}"
             raise SampleRejected("too_long", message)
-        ends = [
-            i
-            for i in range(1, self.max_tokens + 1)
-            if labels[i - 1] != IGNORE_INDEX and labels[i] == IGNORE_INDEX
-        ]
+        ends = [i for i in range(1, room + 1) if labels[i - 1] != IGNORE_INDEX and labels[i] == IGNORE_INDEX]
         if ends:
             return ends[-1]
-        if first >= self.max_tokens:
+        if first >= room:
             message = f"its prompt takes {first} tokens, max_tokens is {self.max_tokens}"
             raise SampleRejected("no_supervised_tokens", message)
-        return self.max_tokens
+        return room
+
+    def _room(self, first: int, spans: list[Span]) -> int:
+        """How many tokens may stay of a sample whose answers begin at `first`: max_tokens, or as far as
+        max_text_tokens of text reach; a picture in their way costs none."""
+        if self.max_text_tokens is None:
+            return self.max_tokens
+        end = first + self.max_text_tokens
+        for _, start, length in spans:
+            if first <= start < end:
+                end += length
+        return min(end, self.max_tokens)
 
     def _nothing_left(self, size: int, keep: int) -> str:
         return f"no supervised token among the {keep} of {size} tokens kept: does an assistant turn train?"
@@ -171,11 +185,16 @@ def _marks(template: Template) -> frozenset[str]:
 
 
 def build_encoder(
-    template: Component, tokenizer: Any, token_spec: TokenSpec, max_tokens: int, where: str = ""
+    template: Component,
+    tokenizer: Any,
+    token_spec: TokenSpec,
+    max_tokens: int,
+    where: str = "",
+    max_text_tokens: int | None = None,
 ) -> Encoder:
     """The encoder of a stage's template. `where` (file and key path) goes into errors."""
     module, options = component_options("template", template, where)
     try:
-        return Encoder(module.build(options), tokenizer, token_spec, max_tokens)
+        return Encoder(module.build(options), tokenizer, token_spec, max_tokens, max_text_tokens)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}" if where else str(error)) from error

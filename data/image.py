@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -93,28 +94,32 @@ def open_image(path: Path, max_pixels: int) -> Image.Image:
 
     Raises SampleRejected: image_missing, image_corrupt, or image_too_large (more than max_pixels).
     """
-    _existing(path)
+    return read_image(_existing(path), str(path), max_pixels)
+
+
+def read_image(file: Path | BinaryIO, name: str, max_pixels: int) -> Image.Image:
+    """open_image of a file that is there, or of its bytes; `name` goes into errors."""
     try:
-        with _pil_bound(max_pixels), Image.open(path) as image:
+        with _pil_bound(max_pixels), Image.open(file) as image:
             width, height = image.size
             if width * height > max_pixels:
-                raise _too_large(path, f"{width} x {height} pixels", max_pixels)
+                raise _too_large(name, f"{width} x {height} pixels", max_pixels)
             image.load()
             return _to_rgb(_upright(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(path, "the size in its header", max_pixels) from error
+        raise _too_large(name, "the size in its header", max_pixels) from error
     except SampleRejected:
         raise
     except PermissionError as error:
-        raise SampleRejected("image_missing", f"{path}: cannot be read: {error}") from error
+        raise SampleRejected("image_missing", f"{name}: cannot be read: {error}") from error
     except _DECODE_ERRORS as error:
-        raise SampleRejected("image_corrupt", f"{path}: not a readable picture: {error}") from error
+        raise SampleRejected("image_corrupt", f"{name}: not a readable picture: {error}") from error
 
 
-def _too_large(path: Path, what: str, max_pixels: int) -> SampleRejected:
+def _too_large(name: str, what: str, max_pixels: int) -> SampleRejected:
     return SampleRejected(
         "image_too_large",
-        f"{path}: {what} is more than max_image_pixels={max_pixels}. Shrink the picture or raise the bound.",
+        f"{name}: {what} is more than max_image_pixels={max_pixels}. Shrink the picture or raise the bound.",
     )
 
 

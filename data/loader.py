@@ -76,6 +76,10 @@ class StepLoader:
     lengths: LengthIndex | None = None
     pin_memory: bool = False
 
+    def __post_init__(self) -> None:
+        counts = self.mix.per_step
+        assert counts is None or sum(counts) == self.batch.samples_per_step
+
     def __len__(self) -> int:
         return self.num_steps
 

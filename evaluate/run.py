@@ -187,7 +187,12 @@ def _encoder(captioner: Captioner, stage: StageConfig, where: str) -> Encoder:
     if captioner.tokenizer is None:
         raise ConfigError(f"{where}: the LLM has no tokenizer, so there is no text to measure")
     return build_encoder(
-        stage.template, captioner.tokenizer, captioner.token_spec, stage.data.max_tokens, f"{where}.template"
+        stage.template,
+        captioner.tokenizer,
+        captioner.token_spec,
+        stage.data.max_tokens,
+        f"{where}.template",
+        stage.data.max_text_tokens,
     )
 
 

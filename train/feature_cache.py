@@ -143,8 +143,8 @@ def missing_images(
     mix: Mix, num_positions: int, store: FeatureStore, num_workers: int = 0
 ) -> list[MissingImage]:
     """Every picture of these samples that is not stored, once, in the order of first use."""
-    # one epoch holds every sample; positions past it only repeat them
-    positions = range(min(num_positions, len(mix)))
+    # positions past these only repeat them
+    positions = range(min(num_positions, mix.num_until_all))
     walk = read_ahead(_Fingerprints(mix), num_workers, batch_size=None, sampler=positions)
     found: dict[str, ImageRef] = {}
     for images in walk:

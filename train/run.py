@@ -138,7 +138,14 @@ def stage_data(config: RunConfig, name: str, captioner: Captioner) -> tuple[Mix,
     context = SourceContext(config.seed, stage.data.max_image_pixels)
     tokenizer, token_spec = captioner.tokenizer, captioner.token_spec
     mix = build_mix(stage.data, context, f"{where}.data")
-    encoder = build_encoder(stage.template, tokenizer, token_spec, stage.data.max_tokens, f"{where}.template")
+    encoder = build_encoder(
+        stage.template,
+        tokenizer,
+        token_spec,
+        stage.data.max_tokens,
+        f"{where}.template",
+        stage.data.max_text_tokens,
+    )
     return mix, encoder, PixelInputs(replace(captioner.image_spec, geometry=stage.data.geometry))
 
 

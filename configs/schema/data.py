@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prismcap.configs.schema.base import Component, Section
 
 
 class MixItem(Component):
-    """One source of the mix (data/sources/<name>.py), taken `repeat` times per epoch."""
+    """One source of the mix (data/sources/<name>.py), taken `repeat` times per epoch, or, with `per_step`,
+    endlessly: so many samples of every step."""
 
     repeat: int = Field(default=1, ge=1)
+    per_step: int | None = Field(
+        default=None, ge=1, description="samples of every step; all items of the mix have it, or none"
+    )
+
+    @model_validator(mode="after")
+    def _no_repeat_of_the_endless(self) -> MixItem:
+        if self.per_step is not None and self.repeat != 1:
+            raise ValueError(
+                f"per_step={self.per_step} and repeat={self.repeat}: an item with per_step goes round by "
+                "itself: leave repeat out, and give it more of a step with a larger per_step"
+            )
+        return self
 
 
 class DataConfig(Section):
@@ -23,9 +36,31 @@ class DataConfig(Section):
     max_tokens: int = Field(
         default=512, ge=8, description="longest sample, image tokens included; at most batch.row_tokens"
     )
+    max_text_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="most text tokens from the first answer on, pictures not counted, as MiniGPT-4's "
+        "max_txt_len; the prompt is bounded by max_tokens alone",
+    )
     max_image_pixels: int = Field(default=100_000_000, ge=1, description="larger pictures are not decoded")
     max_rejected_share: float = Field(default=0.05, ge=0, le=1, description="above this the run stops")
     num_workers: int = Field(default=1, ge=0)
+
+    @property
+    def per_step(self) -> tuple[int, ...] | None:
+        """Samples of each item in every step; None for a mix that goes by epochs."""
+        counts = tuple(item.per_step for item in self.mix if item.per_step is not None)
+        return counts or None
+
+    @model_validator(mode="after")
+    def _all_per_step_or_none(self) -> DataConfig:
+        without = [i for i, item in enumerate(self.mix) if item.per_step is None]
+        if self.per_step and without:
+            names = ", ".join(f"mix.{i} ({self.mix[i].name})" for i in without)
+            raise ValueError(
+                f"{names} without per_step, and others of the mix with it: give it to all items, or to none"
+            )
+        return self
 
 
 class BatchConfig(Section):

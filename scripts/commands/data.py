@@ -50,6 +50,7 @@ def inspect(config: str, overrides: tuple[str, ...], stage: str | None, num: int
             captioner.token_spec,
             chosen.data.max_tokens,
             f"{where}.template",
+            chosen.data.max_text_tokens,
         )
         spec = replace(captioner.image_spec, geometry=chosen.data.geometry)
         inspection = inspect_mix(mix, encoder, spec, num)

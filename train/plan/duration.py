@@ -73,13 +73,14 @@ def _drawn(
     mix: LengthMix, captioner: Captioner, stage: StageConfig, num_samples: int, origin: str
 ) -> Lengths:
     visual_tokens = captioner.connector.num_tokens
-    bound = stage.data.max_tokens
-    if stage.data.max_text_tokens is not None:
-        bound = min(bound, visual_tokens + stage.data.max_text_tokens)
-    drawn = mix.sample(NUM_MEASURED, visual_tokens, max_tokens=bound)
+    drawn = mix.sample(NUM_MEASURED, visual_tokens, max_tokens=stage.data.max_tokens)
+    limit = stage.data.max_text_tokens
+    targets = [item.target_tokens if limit is None else min(item.target_tokens, limit) for item in drawn]
     return Lengths(
-        tokens=tuple(item.tokens for item in drawn),
-        targets=tuple(item.target_tokens for item in drawn),
+        tokens=tuple(
+            item.tokens - item.target_tokens + kept for item, kept in zip(drawn, targets, strict=True)
+        ),
+        targets=tuple(targets),
         images=tuple(item.num_images for item in drawn),
         num_samples=num_samples,
         origin=origin,
@@ -101,6 +102,7 @@ def lengths_of_data(name: str, config: RunConfig, captioner: Captioner) -> Lengt
         captioner.token_spec,
         stage.data.max_tokens,
         f"{where}.template",
+        stage.data.max_text_tokens,
     )
     found = []
     for position in range(min(NUM_READ, len(mix))):
