@@ -1,4 +1,4 @@
-"""From a captioner to the small custom model of modeling_prismcap.py, for all that transformers has no class for."""
+"""From a captioner to the small custom model of modeling_prismcap.py, for all that has no native class."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from prismcap.model.connector.resampler import ResamplerConnector
 from prismcap.model.contracts import VisionEncoder
 from prismcap.model.hf import configuration_prismcap, connectors_prismcap, modeling_prismcap
 from prismcap.model.hf.llm import DROPPED_KEYS, is_tied, text_config, text_state
-from prismcap.model.hf.processor import TokenRule
 from prismcap.model.vision._huggingface import TowerEncoder
 from prismcap.model.vision.timm import TimmEncoder
 
@@ -29,12 +28,6 @@ CODE = (configuration_prismcap, connectors_prismcap, modeling_prismcap)
 # where a single layer is not called `layers`
 SINGLE_LAYER = {LinearConnector: "linear", PixelShuffleConnector: "projection"}
 BLOCKS = (LinearConnector, MlpConnector, PatchConcatConnector, PixelShuffleConnector, PoolingConnector)
-
-
-def custom_rule(captioner: Captioner) -> TokenRule:
-    """LlavaProcessor counts (size // patch_size)^2 + additional: one, and the rest of the tokens."""
-    size = captioner.image_spec.size_px
-    return TokenRule(patch_size=size, additional=captioner.connector.num_tokens - 1, strategy="full")
 
 
 def custom_config(captioner: Captioner, image_token_id: int, vocab_size: int) -> dict[str, Any]:
