@@ -89,7 +89,7 @@ def export_captioner(
         write_json(folder / "generation_config.json", generation)
         if layout == "custom":
             custom.write_code(folder)
-        write_json(folder / MARKER, _marker(info, layout, image_spec))
+        write_json(folder / MARKER, marker(info, layout, image_spec))
         (folder / "README.md").write_text(model_card(info, layout, image_spec), encoding="utf-8")
     return Path(destination)
 
@@ -161,7 +161,7 @@ def _generation_config(tokenizer: Any, stop: tuple[str, ...]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _marker(info: ExportInfo, format: str, image_spec: ImageSpec) -> dict[str, Any]:
+def marker(info: ExportInfo, format: str, image_spec: ImageSpec) -> dict[str, Any]:
     """What the export is, for programs: nothing of it is to be read from the folder's name."""
     return {
         "name": info.name,
