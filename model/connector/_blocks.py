@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prismcap.configs.errors import ConfigError
 from prismcap.model.contracts import Connector
+from prismcap.model.hf.connectors_prismcap import blocks_of
 
 
 class BlockConnector(Connector):
@@ -30,7 +31,4 @@ class BlockConnector(Connector):
 
     def blocks(self, features_PKD: Tensor) -> Tensor:
         """[P, N, patches of a block, D]."""
-        (rows, columns), (high, wide) = self.grid, self.block
-        tiles, _, width = features_PKD.shape
-        split = features_PKD.reshape(tiles, rows // high, high, columns // wide, wide, width)
-        return split.transpose(2, 3).reshape(tiles, self.num_tokens, high * wide, width)
+        return blocks_of(features_PKD, self.grid, self.block)

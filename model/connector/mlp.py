@@ -5,13 +5,12 @@ Shape legend: P tiles, K patches, D encoder width, N tokens, H LLM width.
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from pydantic import Field
 from torch import Tensor, nn
 
 from prismcap.configs.schema.base import Section
 from prismcap.model.contracts import Connector
+from prismcap.model.hf.connectors_prismcap import mlp
 
 
 class Options(Section):
@@ -37,16 +36,6 @@ class MlpConnector(Connector):
         """tokens_PNH."""
         tokens_PNH: Tensor = self.layers(self.norm(features_PKD))
         return tokens_PNH
-
-
-def mlp(widths: list[int]) -> nn.Sequential:
-    """Linear layers between the widths, GELU between the layers; linear ones at 0, 2, 4, …"""
-    layers: list[nn.Module] = []
-    for width_in, width_out in pairwise(widths):
-        if layers:
-            layers.append(nn.GELU())
-        layers.append(nn.Linear(width_in, width_out))
-    return nn.Sequential(*layers)
 
 
 def build(

@@ -10,18 +10,12 @@ Shape legend: P tiles, K patches, D encoder width, N tokens (queries), E Q-Forme
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
-from transformers import Blip2QFormerConfig, Blip2QFormerModel
-from transformers.utils.generic import maybe_autocast
 
 from prismcap.configs.schema.base import Section
 from prismcap.model.connector._heads import check_divides
-from prismcap.model.connector.mlp import mlp
 from prismcap.model.contracts import Connector
-
-QUERY_STD = 0.02  # BERT's initializer_range, as in BLIP-2
+from prismcap.model.hf.connectors_prismcap import QFormer
 
 
 class Options(Section):
@@ -48,7 +42,7 @@ class Options(Section):
         return self
 
 
-class QFormerConnector(Connector):
+class QFormerConnector(QFormer, Connector):
     """N = num_queries, for any K.
 
     Norm and Q-Former compute in the dtype of their weights, fp32, even under autocast (bf16 where DeepSpeed's
@@ -59,41 +53,22 @@ class QFormerConnector(Connector):
     takes_class_tokens = True
 
     def __init__(self, vision_hidden_size: int, llm_hidden_size: int, options: Options) -> None:
-        super().__init__()
-        self.num_tokens = options.num_queries
-        self.norm = nn.LayerNorm(vision_hidden_size) if options.layer_norm else nn.Identity()
-        self.queries = nn.Parameter(torch.randn(1, options.num_queries, options.hidden) * QUERY_STD)
-        self.qformer = Blip2QFormerModel(
-            Blip2QFormerConfig(
-                hidden_size=options.hidden,
-                num_hidden_layers=options.layers,
-                num_attention_heads=options.heads,
-                intermediate_size=options.intermediate,
-                cross_attention_frequency=options.cross_attention_frequency,
-                encoder_hidden_size=vision_hidden_size,
-                hidden_dropout_prob=0.0,
-                attention_probs_dropout_prob=0.0,
-            )
+        super().__init__(
+            qformer={
+                "hidden_size": options.hidden,
+                "num_hidden_layers": options.layers,
+                "num_attention_heads": options.heads,
+                "intermediate_size": options.intermediate,
+                "cross_attention_frequency": options.cross_attention_frequency,
+                "encoder_hidden_size": vision_hidden_size,
+                "hidden_dropout_prob": 0.0,
+                "attention_probs_dropout_prob": 0.0,
+            },
+            num_queries=options.num_queries,
+            projection=[options.hidden, *[llm_hidden_size] * options.projection_depth],
+            layer_norm=options.layer_norm,
         )
-        self.projection: nn.Module
-        if options.projection_depth == 1:
-            self.projection = nn.Linear(options.hidden, llm_hidden_size)
-        else:
-            self.projection = mlp([options.hidden, *[llm_hidden_size] * options.projection_depth])
-
-    def forward(self, features_PKD: Tensor) -> Tensor:
-        """tokens_PNH."""
-        tokens_PNH: Tensor = self.projection(self.query(features_PKD))
-        return tokens_PNH
-
-    def query(self, features_PKD: Tensor) -> Tensor:
-        """What the queries found: [P, N, E] in the dtype of the weights."""
-        with maybe_autocast(features_PKD.device.type, enabled=False):
-            found_PNE: Tensor = self.qformer(
-                query_embeds=self.queries.expand(len(features_PKD), -1, -1),
-                encoder_hidden_states=self.norm(features_PKD.to(self.queries.dtype)),
-            ).last_hidden_state
-        return found_PNE
+        self.num_tokens = options.num_queries
 
 
 def build(

@@ -16,6 +16,7 @@ from typing import Any
 
 from prismcap.configs.errors import ConfigError
 from prismcap.data.schema import ImageSpec
+from prismcap.model.captioner import Captioner
 from prismcap.model.hf.files import write_json
 
 IMAGE_TOKEN = "<image>"
@@ -29,6 +30,12 @@ class TokenRule:
     patch_size: int
     additional: int
     strategy: str
+
+
+def any_number_of_tokens(captioner: Captioner) -> TokenRule:
+    """One for the whole picture, and the rest of the connector's tokens."""
+    size = captioner.image_spec.size_px
+    return TokenRule(patch_size=size, additional=captioner.connector.num_tokens - 1, strategy="full")
 
 
 def with_image_token(tokenizer: Any) -> tuple[Any, int]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+NAMES = {"llava": "LLaVA", "blip2": "BLIP-2", "custom": "custom model"}
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -14,11 +16,11 @@ import click
 @click.option(
     "--format",
     "layout",
-    type=click.Choice(["auto", "llava", "custom"]),
+    type=click.Choice(["auto", "llava", "blip2", "custom"]),
     default="auto",
     show_default=True,
-    help="llava: LlavaForConditionalGeneration, needs no remote code. custom: a small model with its code. "
-    "auto: llava where it fits.",
+    help="llava: LlavaForConditionalGeneration. blip2: Blip2ForConditionalGeneration. Neither needs remote "
+    "code. custom: a small model with its code. auto: the first of them that fits.",
 )
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--prompt", help="What `prismcap caption` asks by default.  [default: `prompt` of the config]")
@@ -51,9 +53,9 @@ def export(run: Path, destination: Path | None, layout: str, dtype: str, prompt:
         )
     except OSError as error:
         raise ConfigError(f"{target}: the export cannot be written: {error}") from error
-    custom = read_marker(target)["format"] == "custom"
-    trust = ", trust_remote_code=True" if custom else ""
-    click.echo(f"Exported to {target} ({'custom model' if custom else 'LLaVA'}, {dtype}).")
+    written = str(read_marker(target)["format"])
+    trust = ", trust_remote_code=True" if written == "custom" else ""
+    click.echo(f"Exported to {target} ({NAMES[written]}, {dtype}).")
     click.echo("Caption with it:   ", nl=False)
     click.echo(f"prismcap caption {target} PICTURE.jpg")
     click.echo("Load it in Python: ", nl=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -35,7 +36,7 @@ def test_layout_of_the_weights(case: Any) -> None:
     with safe_open(case.folder / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
         names = set(file.keys())
-    prefixes = ("vision_encoder.", "connector.layers.", "connector.norm.", "llm.model.", "llm.lm_head.")
+    prefixes = ("vision_encoder.", "connector.", "llm.model.", "llm.lm_head.")
     head = "llm.lm_head.weight"
     if case.kind.format == "llava":
         prefixes = (
@@ -48,8 +49,22 @@ def test_layout_of_the_weights(case: Any) -> None:
             "multi_modal_projector.linear_2.",
         )
         head = "language_model.lm_head.weight"
-        for prefix in prefixes[:4] + prefixes[5:]:
-            assert any(name.startswith(prefix) for name in names), prefix
+    elif case.kind.format == "blip2":
+        prefixes = (
+            "vision_model.embeddings.",
+            "vision_model.encoder.layers.",
+            "vision_model.post_layernorm.",
+            "query_tokens",
+            "qformer.layernorm.",
+            "qformer.encoder.layer.",
+            "language_projection.",
+            "language_model.model.",
+            "language_model.lm_head.",
+        )
+        head = "language_model.lm_head.weight"
+    for prefix in prefixes:
+        there = any(name.startswith(prefix) for name in names)
+        assert there or (case.kind.tied and head.startswith(prefix)), prefix
     assert not [name for name in names if not name.startswith(prefixes)]
     assert (head in names) != case.kind.tied
 
@@ -58,12 +73,24 @@ def test_code_only_where_it_is_needed(case: Any) -> None:
     code = {path.name for path in case.folder.glob("*.py")}
     config = read(case.folder / "config.json")
     card = (case.folder / "README.md").read_text(encoding="utf-8")
-    if case.kind.format == "llava":
+    if not case.trust:
         assert not code and "auto_map" not in config and "without remote code" in card
     else:
-        assert code == {"configuration_prismcap.py", "modeling_prismcap.py"}
+        assert code == {"configuration_prismcap.py", "connectors_prismcap.py", "modeling_prismcap.py"}
         assert set(config["auto_map"]) == {"AutoConfig", "AutoModelForImageTextToText"}
         assert "trust_remote_code=True" in card
+
+
+def test_the_code_of_an_export_stands_alone(cases: Any) -> None:
+    folder = cases["clip-deep"].folder
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert (folder / f"{node.module}.py").is_file(), node.module
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+                top = str(module).partition(".")[0]
+                assert top in sys.stdlib_module_names or top in ("torch", "transformers", "timm"), module
 
 
 def test_files_that_457_needs(llava: Any) -> None:
@@ -122,7 +149,7 @@ def test_shards_hold_the_same(llava: Any, tmp_path: Path) -> None:
     load_exported(folder)
 
 
-@pytest.mark.parametrize("name", ["clip-mlp", "timm-patch_concat"])
+@pytest.mark.parametrize("name", ["clip-mlp", "timm-patch_concat", "eva-qformer", "clip-qformer"])
 def test_bf16(cases: Any, tmp_path: Path, name: str) -> None:
     case = cases[name]
     folder = export_captioner(
@@ -264,7 +291,9 @@ def transformers_457(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["siglip-mlp", "clip-mlp", "siglip-last-linear", "clip-layers-resized"])
+@pytest.mark.parametrize(
+    "name", ["siglip-mlp", "clip-mlp", "siglip-last-linear", "clip-layers-resized", "eva-qformer"]
+)
 def test_transformers_457_reads_the_same(
     cases: Any, tools: Any, transformers_457: Path, tmp_path: Path, name: str
 ) -> None:
