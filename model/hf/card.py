@@ -13,10 +13,12 @@ GEOMETRY = {
     "resize": "squashed to a square",
     "center_crop": "shortest side resized, the middle cut out",
     "pad": "padded to a square with the mean colour, then resized",
+    "anyres": "the whole picture and the tiles of its best grid, each",
 }
 NATIVE = """\
-This is a `LlavaForConditionalGeneration`: transformers 4.57 and 5 load it without remote code.
+This is a `{}`: transformers 4.57 and 5 load it without remote code.
 """
+CLASSES = {"llava": "LlavaForConditionalGeneration", "llava_next": "LlavaNextForConditionalGeneration"}
 CUSTOM = """\
 **This model comes with its own code** (`configuration_prismcap.py`, `modeling_prismcap.py`; 200 lines, read
 them), which transformers runs only with `trust_remote_code=True`. `prismcap caption` uses the same classes
@@ -26,7 +28,8 @@ from its own package and runs nothing from this folder. The processor is transfo
 
 def model_card(info: ExportInfo, format: str, image_spec: ImageSpec) -> str:
     """What the model is, and lines that can be pasted to use it."""
-    trust = "" if format == "llava" else ", trust_remote_code=True"
+    native = format in CLASSES
+    trust = "" if native else ", trust_remote_code=True"
     library = "pipeline_tag: image-text-to-text\nlibrary_name: transformers\n"
     tags = "tags:\n- image-captioning\n- prismcap\n"
     rows = "".join(f"| {key} | {value} |\n" for key, value in info.details.items())
@@ -38,7 +41,7 @@ def model_card(info: ExportInfo, format: str, image_spec: ImageSpec) -> str:
 
 A perception-focused captioner (vision encoder, connector and language model), trained with prismcap.
 
-{NATIVE if format == "llava" else CUSTOM}
+{NATIVE.format(CLASSES[format]) if native else CUSTOM}
 {table}## Use
 
 ```python

@@ -95,7 +95,7 @@ def custom_state(captioner: Captioner, vocab_size: int) -> dict[str, Tensor]:
     """Weights by the captioner's own names; a single linear layer becomes the first of `layers`."""
     state: dict[str, Tensor] = {}
     for name, value in captioner.state_dict().items():
-        if name.startswith("llm."):
+        if name.startswith(("llm.", "connector.newline.")):  # a newline ends rows of anyres pictures alone
             continue
         if name.startswith(LINEAR):
             name = f"connector.layers.0.{name.removeprefix(LINEAR)}"

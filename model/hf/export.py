@@ -14,14 +14,14 @@ from prismcap.configs.errors import ConfigError
 from prismcap.data.schema import ImageSpec
 from prismcap.model.captioner import Captioner
 from prismcap.model.generate import stop_ids
-from prismcap.model.hf import custom, native
+from prismcap.model.hf import custom, llava_next, native
 from prismcap.model.hf.card import model_card
 from prismcap.model.hf.files import MARKER, whole_folder, write_json, write_weights
 from prismcap.model.hf.llm import DROPPED_KEYS
 from prismcap.model.hf.processor import TokenRule, with_image_token, write_processor
 from prismcap.model.lora import lora_modules
 
-Format = Literal["auto", "llava", "custom"]
+Format = Literal["auto", "llava", "llava_next", "custom"]
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MAX_NEW_TOKENS = 256
@@ -45,7 +45,7 @@ class ExportInfo:
 
 @dataclass(frozen=True)
 class _Plan:
-    format: Literal["llava", "custom"]
+    format: Literal["llava", "llava_next", "custom"]
     config: dict[str, Any]
     state: dict[str, Tensor]
     rule: TokenRule
@@ -63,7 +63,8 @@ def export_captioner(
 ) -> Path:
     """Write `destination`, whole or not at all; an older export there is replaced.
 
-    auto: LlavaForConditionalGeneration where the captioner is exactly that, else the custom model.
+    auto: LlavaForConditionalGeneration where the captioner is exactly that, LlavaNextForConditionalGeneration
+    where it sees anyres pictures, else the custom model.
     `image_spec` is that of the last stage, geometry included. Raises ConfigError when the format
     cannot hold the captioner, LoRA is not merged, or `destination` holds something else; OSError
     when it cannot be written.
@@ -72,7 +73,7 @@ def export_captioner(
         raise ConfigError("LoRA is not merged into the weights: export after the stage has finished")
     tokenizer, image_token_id = with_image_token(captioner.tokenizer)
     rows = captioner.llm.get_input_embeddings().num_embeddings
-    plan = _plan(captioner, format, image_token_id, max(rows, image_token_id + 1))
+    plan = _plan(captioner, image_spec, format, image_token_id, max(rows, image_token_id + 1))
     dtype = DTYPES[precision]
     state = {
         name: value.detach().to(dtype) if value.is_floating_point() else value.detach()
@@ -90,7 +91,16 @@ def export_captioner(
     return Path(destination)
 
 
-def _plan(captioner: Captioner, format: Format, image_token_id: int, vocab_size: int) -> _Plan:
+def _plan(
+    captioner: Captioner, image_spec: ImageSpec, format: Format, image_token_id: int, vocab_size: int
+) -> _Plan:
+    if llava_next.is_format(captioner, image_spec, format):
+        return _Plan(
+            format="llava_next",
+            config=llava_next.llava_next_config(captioner, image_spec, image_token_id, vocab_size),
+            state=llava_next.llava_next_state(captioner, vocab_size),
+            rule=native.llava_rule(captioner),
+        )
     obstacle = native.why_not_llava(captioner)
     if format == "llava" and obstacle is not None:
         raise ConfigError(f"--format llava: {obstacle}; take --format custom (or auto)")
@@ -147,5 +157,6 @@ def _marker(info: ExportInfo, format: str, image_spec: ImageSpec) -> dict[str, A
         "template": info.template,
         "stop": list(info.stop),
         "prompt": info.prompt,
-        "image": {"size_px": image_spec.size_px, "geometry": image_spec.geometry},
+        "image": {"size_px": image_spec.size_px, "geometry": image_spec.geometry}
+        | ({"grids": [list(grid) for grid in image_spec.grids]} if image_spec.grids else {}),
     }

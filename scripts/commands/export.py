@@ -14,11 +14,11 @@ import click
 @click.option(
     "--format",
     "layout",
-    type=click.Choice(["auto", "llava", "custom"]),
+    type=click.Choice(["auto", "llava", "llava_next", "custom"]),
     default="auto",
     show_default=True,
-    help="llava: LlavaForConditionalGeneration, needs no remote code. custom: a small model with its code. "
-    "auto: llava where it fits.",
+    help="llava: LlavaForConditionalGeneration, needs no remote code. llava_next: the same, for anyres "
+    "pictures. custom: a small model with its code. auto: what fits, without remote code where it can be.",
 )
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--prompt", help="What `prismcap caption` asks by default.  [default: `prompt` of the config]")
@@ -51,9 +51,10 @@ def export(run: Path, destination: Path | None, layout: str, dtype: str, prompt:
         )
     except OSError as error:
         raise ConfigError(f"{target}: the export cannot be written: {error}") from error
-    custom = read_marker(target)["format"] == "custom"
-    trust = ", trust_remote_code=True" if custom else ""
-    click.echo(f"Exported to {target} ({'custom model' if custom else 'LLaVA'}, {dtype}).")
+    names = {"llava": "LLaVA", "llava_next": "LLaVA-NeXT", "custom": "custom model"}
+    written = read_marker(target)["format"]
+    trust = ", trust_remote_code=True" if written == "custom" else ""
+    click.echo(f"Exported to {target} ({names[written]}, {dtype}).")
     click.echo("Caption with it:   ", nl=False)
     click.echo(f"prismcap caption {target} PICTURE.jpg")
     click.echo("Load it in Python: ", nl=False)

@@ -59,8 +59,8 @@ def held_features_bytes(
     captioner: Captioner, stage: StageConfig, sharding: Sharding, num_at_work: int
 ) -> int:
     """Features held until a step's end, beside those of a micro-batch's `num_at_work` tiles, in fp32: a
-    frozen encoder runs ahead of all micro-batches (train/encode_ahead.py). A picture a sample is assumed, with
-    anyres one of the most tiles."""
+    frozen encoder runs ahead of all micro-batches (train/encode_ahead.py). One picture a sample is assumed,
+    with anyres of as many tiles as may be."""
     if captioner.trains_encoder or stage.feature_cache or sharding.zero_stage == 3:
         return 0
     pictures = math.ceil(stage.batch.samples_per_step / sharding.num_gpus)
