@@ -15,6 +15,8 @@ import torch
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.registry import component_options
 from prismcap.configs.schema.base import Component
+from prismcap.data.anyres import Tiling
+from prismcap.data.image import picture_size
 from prismcap.data.schema import (
     IGNORE_INDEX,
     Encoded,
@@ -66,13 +68,18 @@ class Encoder:
         A sample over a bound loses whole turns from its end; when not even the first answer is whole, the end
         of that answer. Its end mark is trained where an answer ends by itself: one that is cut has none, so
         no model learns to stop in the middle of a sentence. Raises SampleRejected: bad_turns, mark_in_text,
-        too_long (pictures alone take too much), no_supervised_tokens.
+        too_long (pictures alone take too much), no_supervised_tokens; with anyres also image_*, as the size
+        is read from the file.
         """
         try:
-            ids, labels, spans = self._assemble(sample.messages, len(sample.images), generation=False)
+            tilings = self._tilings(sample.images)
+            counts = self._token_counts(sample.images, tilings)
+            ids, labels, spans = self._assemble(sample.messages, counts, generation=False)
             keep = self._keep(labels, spans)
             spans = [span for span in spans if span[1] + span[2] <= keep]
-            encoded = _encoded(sample.id, ids[:keep], labels[:keep], sample.images, spans, len(ids) - keep)
+            encoded = _encoded(
+                *(sample.id, ids[:keep], labels[:keep], sample.images, spans, len(ids) - keep, tilings)
+            )
             if encoded.num_target_tokens == 0:
                 raise SampleRejected("no_supervised_tokens", self._nothing_left(len(ids), keep))
         except SampleRejected as error:
@@ -84,25 +91,39 @@ class Encoder:
 
         Raises SampleRejected: bad_turns, mark_in_text, too_long.
         """
-        ids, labels, spans = self._assemble(messages, len(images), generation=True)
+        tilings = self._tilings(images)
+        counts = self._token_counts(images, tilings)
+        ids, labels, spans = self._assemble(messages, counts, generation=True)
         if len(ids) > self.max_tokens:
             raise SampleRejected(
                 "too_long", f"the prompt is {len(ids)} tokens, max_tokens is {self.max_tokens}"
             )
-        return _encoded(id, ids, [IGNORE_INDEX] * len(labels), tuple(images), spans, 0)
+        return _encoded(id, ids, [IGNORE_INDEX] * len(labels), tuple(images), spans, 0, tilings)
 
     def text_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a whole conversation without pictures, however long. Raises SampleRejected."""
-        return self._assemble(messages, 0, generation=False)[0]
+        return self._assemble(messages, (), generation=False)[0]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, special tokens included."""
         return self._segments.decode(ids)
 
+    def _tilings(self, images: Sequence[ImageRef]) -> tuple[Tiling, ...]:
+        """How each picture is cut, by the size in its header; empty, and files stay closed, where the size
+        decides nothing."""
+        if not self.token_spec.depends_on_size:
+            return ()
+        found = (self.token_spec.tiling(*picture_size(image)) for image in images)
+        return tuple(tiling for tiling in found if tiling is not None)
+
+    def _token_counts(self, images: Sequence[ImageRef], tilings: Sequence[Tiling]) -> list[int]:
+        """Positions of each picture."""
+        return [self.token_spec.tokens_of(tiling) for tiling in tilings or [None] * len(images)]
+
     def _assemble(
-        self, messages: Sequence[Message], num_images: int, generation: bool
+        self, messages: Sequence[Message], image_tokens: Sequence[int], generation: bool
     ) -> tuple[list[int], list[int], list[Span]]:
-        """ids, labels, spans of the whole conversation, before any cut."""
+        """ids, labels, spans of the whole conversation, before any cut. image_tokens: of each picture."""
         ids: list[int] = []
         labels: list[int] = []
         spans: list[Span] = []
@@ -114,11 +135,10 @@ class Encoder:
         for piece in pieces:
             new = piece.ids
             if piece.image is not None:
-                if piece.image >= num_images:
-                    message = f"a message shows picture {piece.image}, but there are {num_images}"
+                if piece.image >= len(image_tokens):
+                    message = f"a message shows picture {piece.image}, but there are {len(image_tokens)}"
                     raise SampleRejected("image_marks", message)
-                # every geometry makes one tile: the size is not needed, and the file stays closed
-                new = (self.pad_id,) * self.token_spec.tokens_per_tile
+                new = (self.pad_id,) * image_tokens[piece.image]
                 spans.append((piece.image, len(ids), len(new)))
             ids += new
             labels += new if piece.train else (IGNORE_INDEX,) * len(new)
@@ -159,7 +179,13 @@ class Encoder:
 
 
 def _encoded(
-    id: str, ids: list[int], labels: list[int], images: Sequence[ImageRef], spans: list[Span], cut: int
+    id: str,
+    ids: list[int],
+    labels: list[int],
+    images: Sequence[ImageRef],
+    spans: list[Span],
+    cut: int,
+    tilings: Sequence[Tiling],
 ) -> Encoded:
     used = sorted({image for image, _, _ in spans})  # a turn that was cut off takes its pictures along
     return Encoded(
@@ -169,6 +195,7 @@ def _encoded(
         images=tuple(images[image] for image in used),
         spans=tuple((used.index(image), start, length) for image, start, length in spans),
         cut_tokens=cut,
+        tilings=tuple(tilings[image] for image in used) if tilings else (),
     )
 
 

@@ -1,7 +1,8 @@
 """How long every sample of a mix is, known before training: the length index.
 
-A sample is measured by encoding its text; pictures stay closed. For sources that read files the lengths
-are kept in the cache folder, under a hash of all that decides them; what is generated is measured anew.
+A sample is measured by encoding its text; pictures stay closed, but for the headers of files with anyres.
+For sources that read files the lengths are kept in the cache folder, under a hash of all that decides them;
+what is generated is measured anew.
 A kept file is replaced whole, so any number of processes may read and write at once: of two that
 measured the same samples at the same time either file is right.
 """
@@ -23,7 +24,7 @@ from torch.utils.data import Dataset
 
 from prismcap.configs.cache import cache_dir
 from prismcap.configs.files import replace_file
-from prismcap.data import encode, tokenize
+from prismcap.data import anyres, encode, tokenize
 from prismcap.data.encode import Encoder
 from prismcap.data.mix import Mix
 from prismcap.data.schema import Encoded, SampleRejected
@@ -40,7 +41,8 @@ _INLINE_SAMPLES = 1024  # fewer are measured before a worker would have started
 
 @dataclass(frozen=True)
 class Measure:
-    """tokens of an encoded sample, and its different pictures; both 0 for a sample that is rejected."""
+    """tokens of an encoded sample, and the tiles of its different pictures (one each, but for anyres); both 0
+    for a sample that is rejected."""
 
     tokens: int
     num_images: int
@@ -49,7 +51,7 @@ class Measure:
     def of(cls, outcome: Encoded | SampleRejected) -> Measure:
         if isinstance(outcome, SampleRejected):
             return cls(0, 0)
-        return cls(len(outcome), len(set(outcome.images)))
+        return cls(len(outcome), outcome.num_tiles)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +169,7 @@ def _key(source: FileSource, encoder: Encoder) -> str:
         f"{encoder.max_tokens} {encoder.max_text_tokens}",
         tokenizer.backend_tokenizer.to_str(),
         repr(tokenizer.all_special_tokens),
-        *(inspect.getsource(module) for module in (encode, tokenize, _rows, _turns)),
+        *(inspect.getsource(module) for module in (anyres, encode, tokenize, _rows, _turns)),
         *(inspect.getsource(sys.modules[type(part).__module__]) for part in (source, encoder.template)),
     ]
     for text in texts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from prismcap.configs.registry import component_options
 from prismcap.configs.schema.run import RunConfig
@@ -34,7 +33,7 @@ def export_inputs(captioner: Captioner, config: RunConfig) -> tuple[ImageSpec, E
             "LLM": config.model.llm.name,
         },
     )
-    return replace(captioner.image_spec, geometry=stage.data.geometry), info
+    return captioner.image_spec_of(stage.data), info
 
 
 def _trained(name: str, stage: StageConfig) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from prismcap.configs.schema.base import Component, Section
+
+Side = Annotated[int, Field(ge=1)]
+HD_TILES = 6  # of LLaVA-1.5-HD (arXiv 2310.03744, section 3.4): 1x1 to 1x6, 2x2, 2x3 and these turned
 
 
 class MixItem(Component):
@@ -32,7 +35,18 @@ class DataConfig(Section):
     """The data mix of a stage."""
 
     mix: tuple[MixItem, ...] = Field(min_length=1)
-    geometry: Literal["resize", "center_crop", "pad"] = "resize"
+    geometry: Literal["resize", "center_crop", "pad", "anyres"] = "resize"
+    max_tiles: int | None = Field(
+        default=None,
+        ge=1,
+        description="anyres: all grids of at most so many tiles; none: 6, as LLaVA-1.5-HD",
+    )
+    tile_grids: tuple[tuple[Side, Side], ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="anyres: these grids of [rows, columns] in place of all up to max_tiles; LLaVA-NeXT has "
+        "[[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]",
+    )
     max_tokens: int = Field(
         default=512, ge=8, description="longest sample, image tokens included; at most batch.row_tokens"
     )
@@ -62,6 +76,25 @@ class DataConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _tiles_are_of_anyres(self) -> DataConfig:
+        given = [key for key in ("max_tiles", "tile_grids") if getattr(self, key) is not None]
+        if given and self.geometry != "anyres":
+            raise ValueError(f"{given[0]} is for geometry: anyres, and geometry is {self.geometry}")
+        if len(given) == 2:
+            raise ValueError("max_tiles and tile_grids both say which grids there are: give one of them")
+        return self
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of tiles that anyres chooses from; of equally good ones the first. Else empty."""
+        if self.geometry != "anyres":
+            return ()
+        if self.tile_grids is not None:
+            return self.tile_grids
+        most = self.max_tiles or HD_TILES
+        return tuple((rows, columns) for rows in range(1, most + 1) for columns in range(1, most // rows + 1))
+
 
 class BatchConfig(Section):
     """One optimiser step takes `samples_per_step` samples over all ranks; they are packed into rows.
@@ -77,7 +110,12 @@ class BatchConfig(Section):
         "(train/settle.py), and at least data.max_tokens",
     )
     rows_per_micro_batch: int = Field(default=4, ge=1)
-    images_per_micro_batch: int = Field(default=64, ge=1)
+    images_per_micro_batch: int = Field(
+        default=64,
+        ge=1,
+        description="what the encoder sees at once: pictures, or with geometry: anyres their tiles, the "
+        "overview included",
+    )
     packing: bool = Field(
         default=True,
         description="several samples in a row; false: one in each, padded to the longest of its batch",

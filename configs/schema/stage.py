@@ -215,6 +215,17 @@ class StageConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _tiles_of_a_picture_fit(self) -> StageConfig:
+        tiles = 1 + max((rows * columns for rows, columns in self.data.grids), default=0)
+        if tiles > self.batch.images_per_micro_batch:
+            raise ValueError(
+                f"batch.images_per_micro_batch={self.batch.images_per_micro_batch}: with data.geometry: "
+                f"anyres a picture has up to {tiles} tiles, the overview included. Raise it, or lower "
+                "data.max_tiles."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _8bit_stays_on_the_gpu(self) -> StageConfig:
         if self.optimizer.name == "adamw_8bit" and self.engine.options.get("offload_optimizer"):
             raise ValueError(

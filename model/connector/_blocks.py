@@ -27,7 +27,8 @@ class BlockConnector(Connector):
                 f"{name}: the encoder's grid of {grid[0]} x {grid[1]} patches is not divisible by "
                 f"k = {k}: change k, or the encoder's image_size"
             )
-        self.num_tokens = (grid[0] // self.block[0]) * (grid[1] // self.block[1])
+        self.token_grid = (grid[0] // self.block[0], grid[1] // self.block[1])
+        self.num_tokens = self.token_grid[0] * self.token_grid[1]
 
     def blocks(self, features_PKD: Tensor) -> Tensor:
         """[P, N, patches of a block, D]."""

@@ -24,10 +24,11 @@ class MlpConnector(Connector):
     """Every patch becomes one token: N = K."""
 
     def __init__(
-        self, vision_hidden_size: int, num_patches: int, llm_hidden_size: int, options: Options
+        self, vision_hidden_size: int, grid: tuple[int, int], llm_hidden_size: int, options: Options
     ) -> None:
         super().__init__()
-        self.num_tokens = num_patches
+        self.token_grid = grid
+        self.num_tokens = grid[0] * grid[1]
         self.norm = nn.LayerNorm(vision_hidden_size) if options.layer_norm else nn.Identity()
         hidden = options.hidden or llm_hidden_size
         self.layers = mlp([vision_hidden_size, *[hidden] * (options.depth - 1), llm_hidden_size])
@@ -41,4 +42,4 @@ class MlpConnector(Connector):
 def build(
     options: Options, vision_hidden_size: int, grid: tuple[int, int], llm_hidden_size: int
 ) -> MlpConnector:
-    return MlpConnector(vision_hidden_size, grid[0] * grid[1], llm_hidden_size, options)
+    return MlpConnector(vision_hidden_size, grid, llm_hidden_size, options)

@@ -13,8 +13,13 @@ GEOMETRY = {
     "resize": "squashed to a square",
     "center_crop": "shortest side resized, the middle cut out",
     "pad": "padded to a square with the mean colour, then resized",
+    "anyres": "the whole picture and the tiles of its best grid, each",
 }
-NATIVE_CLASSES = {"llava": "LlavaForConditionalGeneration", "blip2": "Blip2ForConditionalGeneration"}
+NATIVE_CLASSES = {
+    "llava": "LlavaForConditionalGeneration",
+    "llava_next": "LlavaNextForConditionalGeneration",
+    "blip2": "Blip2ForConditionalGeneration",
+}
 NATIVE = """\
 This is a `{model_class}`: transformers 4.57 and 5 load it without remote code.
 """

@@ -139,7 +139,7 @@ def custom_state(captioner: Captioner, vocab_size: int) -> dict[str, Tensor]:
     single = SINGLE_LAYER.get(type(captioner.connector))
     state: dict[str, Tensor] = {}
     for name, value in captioner.state_dict().items():
-        if name.startswith("llm."):
+        if name.startswith(("llm.", "connector.newline.")):  # a newline ends rows of anyres pictures alone
             continue
         if single is not None:
             name = name.replace(f"connector.{single}.", "connector.layers.0.")

@@ -14,14 +14,14 @@ from prismcap.configs.errors import ConfigError
 from prismcap.data.schema import ImageSpec
 from prismcap.model.captioner import Captioner
 from prismcap.model.generate import stop_ids
-from prismcap.model.hf import blip2, custom, native
+from prismcap.model.hf import blip2, custom, llava_next, native
 from prismcap.model.hf.card import model_card
 from prismcap.model.hf.files import MARKER, whole_folder, write_json, write_weights
 from prismcap.model.hf.llm import DROPPED_KEYS
 from prismcap.model.hf.processor import TokenRule, any_number_of_tokens, with_image_token, write_processor
 from prismcap.model.lora import lora_modules
 
-Layout = Literal["llava", "blip2", "custom"]
+Layout = Literal["llava", "llava_next", "blip2", "custom"]
 Format = Literal["auto"] | Layout
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -64,7 +64,7 @@ def export_captioner(
     """Write `destination`, whole or not at all; an older export there is replaced.
 
     auto: LlavaForConditionalGeneration or Blip2ForConditionalGeneration where the captioner is exactly that,
-    else the custom model.
+    LlavaNextForConditionalGeneration where it sees anyres pictures, else the custom model.
     `image_spec` is that of the last stage, geometry included. Raises ConfigError when the format
     cannot hold the captioner, LoRA is not merged, or `destination` holds something else; OSError
     when it cannot be written.
@@ -73,10 +73,10 @@ def export_captioner(
         raise ConfigError("LoRA is not merged into the weights: export after the stage has finished")
     tokenizer, image_token_id = with_image_token(captioner.tokenizer)
     rows = captioner.llm.get_input_embeddings().num_embeddings
-    layout = choose_layout(captioner, format)
+    layout = choose_layout(captioner, image_spec, format)
     generation = _generation_config(captioner.tokenizer, info.stop)
     end_ids = generation.get("eos_token_id", [])
-    plan = _plan(captioner, layout, image_token_id, max(rows, image_token_id + 1), end_ids)
+    plan = _plan(captioner, image_spec, layout, image_token_id, max(rows, image_token_id + 1), end_ids)
     dtype = DTYPES[precision]
     state = {
         name: value.detach().to(dtype) if value.is_floating_point() else value.detach()
@@ -94,8 +94,10 @@ def export_captioner(
     return Path(destination)
 
 
-def choose_layout(captioner: Captioner, format: Format) -> Layout:
+def choose_layout(captioner: Captioner, image_spec: ImageSpec, format: Format) -> Layout:
     """The first that says the captioner exactly. Raises ConfigError when the one asked for does not."""
+    if llava_next.is_format(captioner, image_spec, format):
+        return "llava_next"
     native_ones: dict[Layout, Callable[[Captioner], str | None]] = {
         "llava": native.why_not_llava,
         "blip2": blip2.why_not_blip2,
@@ -112,8 +114,19 @@ def choose_layout(captioner: Captioner, format: Format) -> Layout:
 
 
 def _plan(
-    captioner: Captioner, layout: Layout, image_token_id: int, vocab_size: int, end_ids: list[int]
+    captioner: Captioner,
+    image_spec: ImageSpec,
+    layout: Layout,
+    image_token_id: int,
+    vocab_size: int,
+    end_ids: list[int],
 ) -> _Plan:
+    if layout == "llava_next":
+        return _Plan(
+            config=llava_next.llava_next_config(captioner, image_spec, image_token_id, vocab_size),
+            state=llava_next.llava_next_state(captioner, vocab_size),
+            rule=native.llava_rule(captioner),
+        )
     if layout == "llava":
         return _Plan(
             config=native.llava_config(captioner, image_token_id, vocab_size),
@@ -171,5 +184,6 @@ def marker(info: ExportInfo, format: str, image_spec: ImageSpec) -> dict[str, An
         "template": info.template,
         "stop": list(info.stop),
         "prompt": info.prompt,
-        "image": {"size_px": image_spec.size_px, "geometry": image_spec.geometry},
+        "image": {"size_px": image_spec.size_px, "geometry": image_spec.geometry}
+        | ({"grids": [list(grid) for grid in image_spec.grids]} if image_spec.grids else {}),
     }

@@ -66,13 +66,23 @@ def llava_rule(captioner: Captioner) -> TokenRule:
 
 
 def llava_config(captioner: Captioner, image_token_id: int, vocab_size: int) -> dict[str, Any]:
-    """config.json, whole: defaults differ between versions of transformers, so none is left out."""
+    """config.json of LlavaForConditionalGeneration."""
     from transformers import LlavaConfig
 
+    values = llava_values(LlavaConfig, captioner, image_token_id, vocab_size)
+    values["architectures"] = ["LlavaForConditionalGeneration"]
+    return values
+
+
+def llava_values(
+    config_class: Any, captioner: Captioner, image_token_id: int, vocab_size: int, **more: Any
+) -> dict[str, Any]:
+    """A config of LLaVA's or LLaVA-NeXT's class, whole: defaults differ between versions of transformers, so
+    none is left out. more: what the class has besides."""
     encoder: Any = captioner.vision_encoder
     layers = _projector_layers(captioner.connector)
     assert layers is not None
-    config = LlavaConfig(
+    config = config_class(
         vision_config=encoder.tower.config.to_dict(),
         text_config=text_config(captioner.llm, vocab_size),
         image_token_index=image_token_id,
@@ -82,10 +92,10 @@ def llava_config(captioner: Captioner, image_token_id: int, vocab_size: int) -> 
         vision_feature_layer=encoder.layer if isinstance(encoder.layer, int) else list(encoder.layer),
         multimodal_projector_bias=True,
         tie_word_embeddings=is_tied(captioner.llm),
+        **more,
     )
     values: dict[str, Any] = config.to_dict()
-    values["architectures"] = ["LlavaForConditionalGeneration"]
-    # LlavaConfig parses the LLM's part again, and with it drops the names that 4.57 reads
+    # the class parses the LLM's part again, and with it drops the names that 4.57 reads
     values["text_config"] = text_config(captioner.llm, vocab_size)
     return values
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-NAMES = {"llava": "LLaVA", "blip2": "BLIP-2", "custom": "custom model"}
+NAMES = {"llava": "LLaVA", "llava_next": "LLaVA-NeXT", "blip2": "BLIP-2", "custom": "custom model"}
 
 
 @click.command()
@@ -16,11 +16,12 @@ NAMES = {"llava": "LLaVA", "blip2": "BLIP-2", "custom": "custom model"}
 @click.option(
     "--format",
     "layout",
-    type=click.Choice(["auto", "llava", "blip2", "custom"]),
+    type=click.Choice(["auto", "llava", "llava_next", "blip2", "custom"]),
     default="auto",
     show_default=True,
-    help="llava: LlavaForConditionalGeneration. blip2: Blip2ForConditionalGeneration. Neither needs remote "
-    "code. custom: a small model with its code. auto: the first of them that fits.",
+    help="llava: LlavaForConditionalGeneration. llava_next: the same for anyres pictures. blip2: "
+    "Blip2ForConditionalGeneration. None needs remote code. custom: a small model with its code. auto: the "
+    "first of them that fits.",
 )
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--prompt", help="What `prismcap caption` asks by default.  [default: `prompt` of the config]")

@@ -17,6 +17,8 @@ from prismcap.train.flops import BatchShape, FlopModel
 from prismcap.train.optim import total_steps
 from prismcap.train.plan.gpus import Gpu
 
+# the size of most pictures of COCO (height, width): anyres has to assume one where there is only a length mix
+USUAL_PICTURE_PX = (480, 640)
 # so many samples give the mean within about 2%
 NUM_MEASURED = 2000
 NUM_READ = 200
@@ -24,11 +26,11 @@ NUM_READ = 200
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of samples that stand for a stage's data. num_samples: of one epoch."""
+    """Of samples that stand for a stage's data. tiles: of their pictures. num_samples: of one epoch."""
 
     tokens: tuple[int, ...]
     targets: tuple[int, ...]
-    images: tuple[int, ...]
+    tiles: tuple[int, ...]
     num_samples: int
     origin: str
 
@@ -52,13 +54,17 @@ class Duration:
 
 
 def lengths_of_mix(name: str, captioner: Captioner, stage: StageConfig) -> Lengths:
-    """Of a committed length mix (data/length_mixes). Raises DataError for an unknown name."""
+    """Of a committed length mix (data/length_mixes); with anyres all pictures are USUAL_PICTURE_PX.
+
+    Raises DataError for an unknown name.
+    """
     mix = load_length_mix(name)
     return _drawn(mix, captioner, stage, sum(part.rows for part in mix.parts), f"the length mix {name}")
 
 
 def lengths_of_published(captioner: Captioner, stage: StageConfig) -> Lengths:
-    """Of what is estimated for the published sets that the stage's data are, by their names.
+    """Of what is estimated for the published sets that the stage's data are, by their names; with anyres all
+    pictures are USUAL_PICTURE_PX.
 
     Raises DataError when one is not known.
     """
@@ -72,8 +78,12 @@ def lengths_of_published(captioner: Captioner, stage: StageConfig) -> Lengths:
 def _drawn(
     mix: LengthMix, captioner: Captioner, stage: StageConfig, num_samples: int, origin: str
 ) -> Lengths:
-    visual_tokens = captioner.connector.num_tokens
-    drawn = mix.sample(NUM_MEASURED, visual_tokens, max_tokens=stage.data.max_tokens)
+    spec = captioner.token_spec_of(stage.data)
+    tiling = spec.tiling(*USUAL_PICTURE_PX)
+    drawn = mix.sample(NUM_MEASURED, spec.tokens_of(tiling), max_tokens=stage.data.max_tokens)
+    tiles_each = 1 if tiling is None else tiling.num_tiles
+    height, width = USUAL_PICTURE_PX
+    assumed = "" if tiling is None else f", pictures of {width} x {height} px assumed"
     limit = stage.data.max_text_tokens
     targets = [item.target_tokens if limit is None else min(item.target_tokens, limit) for item in drawn]
     return Lengths(
@@ -81,14 +91,15 @@ def _drawn(
             item.tokens - item.target_tokens + kept for item, kept in zip(drawn, targets, strict=True)
         ),
         targets=tuple(targets),
-        images=tuple(item.num_images for item in drawn),
+        tiles=tuple(item.num_images * tiles_each for item in drawn),
         num_samples=num_samples,
-        origin=origin,
+        origin=f"{origin}{assumed}",
     )
 
 
 def lengths_of_data(name: str, config: RunConfig, captioner: Captioner) -> Lengths:
-    """Of the stage's own data: the text of some samples is encoded, pictures stay closed.
+    """Of the stage's own data: the text of some samples is encoded, pictures stay closed (with anyres,
+    but for their headers).
 
     Raises DataError or ConfigError when the data or the tokenizer cannot be had.
     """
@@ -99,7 +110,7 @@ def lengths_of_data(name: str, config: RunConfig, captioner: Captioner) -> Lengt
     encoder = build_encoder(
         stage.template,
         captioner.tokenizer,
-        captioner.token_spec,
+        captioner.token_spec_of(stage.data),
         stage.data.max_tokens,
         f"{where}.template",
         stage.data.max_text_tokens,
@@ -115,7 +126,7 @@ def lengths_of_data(name: str, config: RunConfig, captioner: Captioner) -> Lengt
     return Lengths(
         tokens=tuple(len(item) for item in found),
         targets=tuple(item.num_target_tokens for item in found),
-        images=tuple(len(item.images) for item in found),
+        tiles=tuple(item.num_tiles for item in found),
         num_samples=len(mix),
         origin=f"{len(found)} samples of its data",
     )
@@ -128,7 +139,7 @@ def flops_per_sample(flops: FlopModel, lengths: Lengths, cached_features: bool =
         row_tokens=sum(lengths.tokens),
         segments=lengths.tokens,
         targets=sum(lengths.targets),
-        tiles=sum(lengths.images),
+        tiles=sum(lengths.tiles),
         cached_features=cached_features,
     )
     return flops.micro_batch(shape).total_model / len(lengths.tokens)
