@@ -85,6 +85,11 @@ TRAINED: dict[str, dict[str, Counts]] = {
         "align": {"connector": 20_979_712},
         "instruct": {"connector": 20_979_712, "llm": adapters(128, 32, *llama_layer(4096, 4096, 11008))},
     },
+    # and the newline, which the first stage has in its group and never shows
+    "llava15_7b_hd": {
+        "align": {"connector": 20_979_712 + 4096},
+        "instruct": {"connector": 20_979_712 + 4096, "llm": LLAMA_7B},
+    },
     "minigpt4_7b": {stage: {"connector": 3_149_824} for stage in ("align", "instruct")},
     "minigpt4_13b": {stage: {"connector": linear(768, 5120)} for stage in ("align", "instruct")},
     "minigpt4_llama2_7b": {stage: {"connector": linear(4 * 1408, 4096)} for stage in ("align", "instruct")},
