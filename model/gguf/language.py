@@ -71,7 +71,7 @@ def _add_rope(writer: Any, config: Any) -> None:
         writer.add_rope_scaling_factor(rope["factor"])
     elif kind not in PLAIN_ROPE:
         raise ConfigError(
-            f"--format gguf: the LLM's rope_type is {kind}, known are linear, {', '.join(PLAIN_ROPE)}; {REMEDY}"
+            f"--format gguf: the LLM's rope_type is {kind}, not linear, {', '.join(PLAIN_ROPE)}; {REMEDY}"
         )
 
 

@@ -31,7 +31,15 @@ from this folder. The processor is transformers' own.
 """
 
 
-def model_card(info: ExportInfo, format: str, image_spec: ImageSpec) -> str:
+ADAPTER = """\
+**The LoRA of the last stage is not merged**: it lies in `adapter/`, and the LLM here is the one before that
+stage. `prismcap caption` puts both together; in Python, after loading:
+`model = peft.PeftModel.from_pretrained(model, f"{folder}/adapter").merge_and_unload()`.
+
+"""
+
+
+def model_card(info: ExportInfo, format: str, image_spec: ImageSpec, weights: str = "merged") -> str:
     """What the model is, and lines that can be pasted to use it."""
     native = NATIVE_CLASSES.get(format)
     trust = "" if native else ", trust_remote_code=True"
@@ -47,7 +55,7 @@ def model_card(info: ExportInfo, format: str, image_spec: ImageSpec) -> str:
 A perception-focused captioner (vision encoder, connector and language model), trained with prismcap.
 
 {NATIVE.format(model_class=native) if native else CUSTOM}
-{table}## Use
+{ADAPTER if weights == "adapter" else ""}{table}{info.sections}## Use
 
 ```python
 from PIL import Image

@@ -15,6 +15,7 @@ from prismcap.data.schema import ImageSpec
 from prismcap.model.captioner import Captioner
 from prismcap.model.generate import stop_ids
 from prismcap.model.hf import blip2, custom, llava_next, native
+from prismcap.model.hf.adapter import FOLDER, Adapter, write_adapter
 from prismcap.model.hf.card import model_card
 from prismcap.model.hf.files import MARKER, whole_folder, write_json, write_weights
 from prismcap.model.hf.llm import DROPPED_KEYS
@@ -33,7 +34,8 @@ class ExportInfo:
     """What an export says besides the weights.
 
     chat_template: Jinja of the training template. stop: its stop strings. prompt: what to ask by
-    default. details: rows of the model card's table (what was trained, on what).
+    default. details: rows of the model card's table (what was trained, on what). sections: Markdown that
+    stands after them: how it was trained, what was measured, licences of the data.
     """
 
     name: str
@@ -42,6 +44,7 @@ class ExportInfo:
     stop: tuple[str, ...]
     prompt: str
     details: Mapping[str, str] = field(default_factory=dict)
+    sections: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,14 @@ def export_captioner(
     format: Format = "auto",
     precision: Precision = "fp32",
     max_shard_size: str = "5GB",
+    adapter: Adapter | None = None,
 ) -> Path:
     """Write `destination`, whole or not at all; an older export there is replaced.
 
     auto: LlavaForConditionalGeneration or Blip2ForConditionalGeneration where the captioner is exactly that,
     LlavaNextForConditionalGeneration where it sees anyres pictures, else the custom model.
-    `image_spec` is that of the last stage, geometry included. Raises ConfigError when the format
+    `image_spec` is that of the last stage, geometry included. adapter: what take_adapter took out of the
+    captioner, written beside it. Raises ConfigError when the format
     cannot hold the captioner, LoRA is not merged, or `destination` holds something else; OSError
     when it cannot be written.
     """
@@ -89,8 +94,12 @@ def export_captioner(
         write_json(folder / "generation_config.json", generation)
         if layout == "custom":
             custom.write_code(folder)
-        write_json(folder / MARKER, marker(info, layout, image_spec))
-        (folder / "README.md").write_text(model_card(info, layout, image_spec), encoding="utf-8")
+        if adapter is not None:
+            write_adapter(folder / FOLDER, adapter, layout)
+        weights = "merged" if adapter is None else "adapter"
+        write_json(folder / MARKER, marker(info, layout, image_spec, weights))
+        card = model_card(info, layout, image_spec, weights)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return Path(destination)
 
 
@@ -174,12 +183,12 @@ def _generation_config(tokenizer: Any, stop: tuple[str, ...]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def marker(info: ExportInfo, format: str, image_spec: ImageSpec) -> dict[str, Any]:
+def marker(info: ExportInfo, format: str, image_spec: ImageSpec, weights: str = "merged") -> dict[str, Any]:
     """What the export is, for programs: nothing of it is to be read from the folder's name."""
     return {
         "name": info.name,
         "format": format,
-        "weights": "merged",
+        "weights": weights,
         "details": dict(info.details),
         "template": info.template,
         "stop": list(info.stop),

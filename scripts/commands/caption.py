@@ -139,6 +139,8 @@ def find_model(model: str) -> str:
         return str(folder)
     if (folder / "model" / "config.json").is_file():
         return str(folder / "model")
+    if (folder / "mmproj.gguf").is_file():
+        raise ConfigError(f"{folder}: GGUF files, for llama.cpp; export another format to caption with")
     if (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder}: a run without an export: run `prismcap export {folder}` first")
     raise ConfigError(f"{folder}: neither an exported model (config.json) nor a run (config.yaml)")
