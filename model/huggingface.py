@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from prismcap.configs.cache import PREFIX, resolve_path
 from prismcap.configs.errors import ConfigError
@@ -64,6 +64,20 @@ def _of_config(
         )
     config = model_class.config_class.from_pretrained(name, revision=revision)
     return model_class._from_config(config, **options)
+
+
+def refuse_unconverted(path: str, revision: str | None) -> None:
+    """Raises ConfigError for InternLM2 in its own layout, and says what to do. What cannot be read at all is
+    left to the loading."""
+    try:
+        values, _ = PretrainedConfig.get_config_dict(local_or_hub(path), revision=revision)
+    except OSError:
+        return
+    if values.get("model_type") == "internlm2":
+        raise ConfigError(
+            f"{path}: InternLM2 in its own layout runs code of its own. Convert it once, and give the "
+            f"result: prismcap convert internlm2 {path} DST (SRC is a directory)"
+        )
 
 
 def unreachable(path: str, error: Exception) -> ConfigError:
