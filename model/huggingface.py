@@ -89,6 +89,20 @@ def config_values(path: str, revision: str | None = None) -> Mapping[str, Any]:
     return values
 
 
+def refuse_unconverted(path: str, revision: str | None) -> None:
+    """Raises ConfigError for InternLM2 in its own layout, and says what to do. What cannot be read at all is
+    left to the loading."""
+    try:
+        values = config_values(path, revision)
+    except ConfigError:
+        return
+    if values.get("model_type") == "internlm2":
+        raise ConfigError(
+            f"{path}: InternLM2 in its own layout runs code of its own. Convert it once, and give the "
+            f"result: prismcap convert internlm2 {path} DST (SRC is a directory)"
+        )
+
+
 def unreachable(path: str, error: Exception) -> ConfigError:
     """What to do when a directory is incomplete, or the hub has or gives nothing."""
     reason = str(error).strip().partition("\n")[0]

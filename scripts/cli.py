@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": ("evaluate:evaluate", "Measure a run on its held-out splits, with controls."),
     "report": ("report:report", "Draw a run, or several side by side, as one HTML page."),
     "convert": ("convert:convert", "Rewrite InternLM2 as a LLaMA, which needs no code of its own."),
+    "import": ("import_:import_", "Bring released weights of LLaVA, MiniGPT-4, … into a run's folder."),
     "config": ("config:config", "Show or validate a config."),
     "data": ("data:data", "Look at training data as the model sees it."),
     "bench": ("bench:bench", "Measure speed and memory against references in the same run."),

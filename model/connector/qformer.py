@@ -10,15 +10,24 @@ Shape legend: P tiles, K patches, D encoder width, N tokens (queries), E Q-Forme
 
 from __future__ import annotations
 
+import torch
 from pydantic import Field, model_validator
 
+from prismcap.configs.cache import resolve_path
+from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.base import Section
 from prismcap.model.connector._heads import check_divides
 from prismcap.model.contracts import Connector
 from prismcap.model.hf.connectors_prismcap import QFormer
+from prismcap.model.shapes import is_shapes_only
+from prismcap.model.weights import load_weights
 
 
 class Options(Section):
+    path: str | None = Field(
+        default=None,
+        description="the directory qformer/ of `prismcap import blip2`: queries and Q-Former start from it",
+    )
     num_queries: int = Field(default=32, ge=1, description="tokens of a tile")
     hidden: int = Field(default=768, ge=1, description="width of the Q-Former")
     layers: int = Field(default=12, ge=1, description="layers of the Q-Former")
@@ -77,4 +86,28 @@ def build(
     grid: tuple[int, int],  # noqa: ARG001
     llm_hidden_size: int,
 ) -> QFormerConnector:
-    return QFormerConnector(vision_hidden_size, llm_hidden_size, options)
+    """Raises ConfigError when `path` holds no weights, or others than a Q-Former of these sizes."""
+    connector = QFormerConnector(vision_hidden_size, llm_hidden_size, options)
+    if options.path is not None and not is_shapes_only():
+        _load(connector, options.path)
+    return connector
+
+
+def _load(connector: QFormerConnector, path: str) -> None:
+    file = resolve_path(path) / "model.safetensors"
+    state = load_weights(file)
+    own = {
+        name: value
+        for name, value in connector.state_dict().items()
+        if name == "queries" or name.startswith("qformer.")
+    }
+    wrong = sorted(own.keys() ^ state.keys())
+    wrong += [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    if wrong:
+        raise ConfigError(
+            f"{file}: not the queries and Q-Former of these options: {len(wrong)} weights are missing, "
+            f"too many or of another shape: {', '.join(wrong[:3])}"
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(state[name])

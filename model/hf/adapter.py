@@ -23,6 +23,7 @@ FOLDER = "adapter"
 # where the LLM's layers and its head stand in the model that an export loads as
 LLM_NAMES = {
     "llava": {"llm.model.": "model.language_model.", "llm.lm_head": "lm_head"},
+    "llava_next": {"llm.model.": "model.language_model.", "llm.lm_head": "lm_head"},
     "blip2": {"llm.": "language_model."},
     "custom": {"llm.": "llm."},
 }

@@ -55,12 +55,13 @@ def _projector_layers(connector: nn.Module) -> list[nn.Linear] | None:
 
 
 def llava_rule(captioner: Captioner) -> TokenRule:
-    """How the processor counts tokens: CLIP's class token is counted in, then dropped again."""
+    """How the processor counts tokens: CLIP's class token is counted in, then dropped again; of
+    SigLIP, which has none, the strategy drops the first patch."""
     encoder: Any = captioner.vision_encoder
     drops = encoder.num_prefix_tokens > 0  # the connectors above take no class tokens
     return TokenRule(
         patch_size=encoder.tower.config.patch_size,
-        additional=encoder.num_prefix_tokens,
+        additional=encoder.num_prefix_tokens - encoder.num_dropped_patches,
         strategy="default" if drops else "full",
     )
 

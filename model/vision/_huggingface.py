@@ -107,14 +107,15 @@ class TowerEncoder(VisionEncoder):
         self.post_layernorm = options.post_layernorm
         self.layers_read = _layers_read(options, tower.config.num_hidden_layers)
         self.num_layers_run = max(self.layers_read)
-        self.num_prefix_tokens = architecture.num_class_tokens + getattr(
-            tower.config, "num_register_tokens", 0
-        )
+        self.num_dropped_patches = int(getattr(options, "drop_first_patch", False))
+        num_registers = getattr(tower.config, "num_register_tokens", 0)
+        self.num_prefix_tokens = architecture.num_class_tokens + num_registers + self.num_dropped_patches
         keeps = isinstance(options, ClassTokenOptions) and options.class_token == "keep"
         self.num_class_tokens = architecture.num_class_tokens if keeps else 0
         self.hidden_size: int = tower.config.hidden_size * len(self.layers_read)
         side = tower.config.image_size // tower.config.patch_size
-        self.grid = (side, side)
+        # without one of its patches a grid is a row
+        self.grid = (1, side * side - 1) if self.num_dropped_patches else (side, side)
 
     def forward(self, tiles_P3SS: Tensor) -> Tensor:
         """features_PKD."""
