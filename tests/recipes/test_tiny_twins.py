@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +147,12 @@ def own_captions(captioner: Captioner, config: RunConfig, pictures: list[FileIma
     """What the training code says of each picture, asked as captioning asks."""
     stage = list(config.stages.values())[-1]
     spec, info = export_inputs(captioner, config)
-    encoder = build_encoder(stage.template, captioner.tokenizer, captioner.token_spec, stage.data.max_tokens)
+    tokens = captioner.token_spec_of(stage.data)
+    encoder = build_encoder(stage.template, captioner.tokenizer, tokens, stage.data.max_tokens)
     question = [Message("user", (ImagePart(0), TextPart(info.prompt)))]
     requests = [Request(encoder.encode_prompt(question, [picture])) for picture in pictures]
     with inference(captioner, "fp32"):
-        store = FeatureStore(captioner, replace(spec), batch_size=8)
+        store = FeatureStore(captioner, spec, batch_size=8)
         store.add(pictures)
         return generate_texts(
             captioner, requests, store, batch_size=8, max_new_tokens=NEW_TOKENS, stop=info.stop
