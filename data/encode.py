@@ -37,10 +37,12 @@ Span = tuple[int, int, int]
 @dataclass(frozen=True)
 class Encoder:
     """Encodes samples of one stage. max_tokens bounds a sample, image tokens included; max_text_tokens its
-    text from the first answer on: answers, their end marks, and what is asked between them.
+    text from the first answer on: answers, their end marks, and what is asked between them. This is
+    max_txt_len of MiniGPT-4 (minigpt4/models/minigpt_base.py, preparing_embedding), which does not count the
+    prompt either.
 
-    That is max_txt_len of MiniGPT-4 (minigpt4/models/minigpt_base.py, preparing_embedding), whose prompt is
-    bounded by the length of the whole alone.
+    Both cut alike. An end mark is trained where an answer ends by itself: one that is cut has none, there as
+    here, so no model learns to stop in the middle of a sentence.
 
     tokenizer: a fast tokenizer of transformers. Raises ConfigError when it cannot write the template.
     """
@@ -65,11 +67,9 @@ class Encoder:
     def encode(self, sample: Sample) -> Encoded:
         """input_ids and labels of a training sample.
 
-        A sample over a bound loses whole turns from its end; when not even the first answer is whole, the end
-        of that answer. Its end mark is trained where an answer ends by itself: one that is cut has none, so
-        no model learns to stop in the middle of a sentence. Raises SampleRejected: bad_turns, mark_in_text,
-        too_long (pictures alone take too much), no_supervised_tokens; with anyres also image_*, as the size
-        is read from the file.
+        A sample over max_tokens loses whole turns from its end; when not even the first answer is whole,
+        the end of that answer. Raises SampleRejected: bad_turns, mark_in_text, too_long (pictures alone
+        take too much), no_supervised_tokens; with anyres also image_*, as the size is read from the file.
         """
         try:
             tilings = self._tilings(sample.images)

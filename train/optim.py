@@ -125,8 +125,8 @@ def lr_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
     The warm-up from r is that of LAVIS's linear_warmup_cosine_lr (lavis/common/optims.py), number for number.
     Two things differ. LAVIS warms up in its first epoch alone and knows later steps by their epoch; its copy
     in MiniGPT-4 (minigpt4/common/optims.py), like this, counts steps over epochs. And the cosine of both
-    counts from the first step of the run, so it drops where the warm-up ends (in MiniGPT-4's stage 1, after
-    a quarter of the steps, by 15% of the way to the minimum); this one starts at the end of the warm-up.
+    counts from the first step of the run, so it drops where the warm-up ends and stays below this one, which
+    starts there (in MiniGPT-4's stage 1 by up to a quarter of the way from lr to its minimum).
     """
     warmup = warmup_steps(schedule, total_steps)
     if step < warmup:

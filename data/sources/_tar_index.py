@@ -1,9 +1,9 @@
 """Where the members of tar shards lie, so that any pair of picture and text can be read at once.
 
 A shard is scanned once: its headers are read, its members are not. What is found is kept under `webdataset/`
-in the cache folder, one file per shard, for as long as the shard keeps its path, size and time of change. Files
-are put there whole, so any number of processes may scan at once; each begins at another shard and passes
-over what others have done meanwhile.
+in the cache folder, one file per shard, for as long as the shard keeps its path, size and time of change.
+Files are put there whole, so any number of processes may scan at once; each begins at another shard and
+passes over what others have done meanwhile.
 """
 
 from __future__ import annotations

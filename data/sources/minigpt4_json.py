@@ -100,9 +100,9 @@ def _annotations(path: Path) -> list[Any]:
         raise DataError(f"{path}: not valid JSON: {error}; expected {_SHAPE}") from error
     rows = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(rows, list):
-        found = f"the keys {sorted(content)}" if isinstance(content, dict) else type(content).__name__
+        found = f"the keys {sorted(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise DataError(
-            f"{path}: expected {_SHAPE}, found {short(found)}. For rows of {{id, image, conversations}} take "
+            f"{path}: expected {_SHAPE}, found {found}. For rows of {{id, image, conversations}} take "
             "the source llava_json"
         )
     if not rows:
