@@ -268,9 +268,7 @@ def test_a_picture_shown_twice_and_a_picture_of_another_sample(
         labels=batch.labels[[1, 0, 1]],
         position_ids=batch.position_ids[[1, 0, 1]],
         segment_ids=batch.segment_ids[[1, 0, 1]],
-        spans=torch.tensor(
-            [[1, 0, *batch.spans[1, 2:]], [0, 1, *batch.spans[0, 2:]], [1, 2, *batch.spans[1, 2:]]]
-        ),
+        spans=torch.tensor([[1, 0, *second], [0, 1, *first], [1, 2, *second]]),
     )
     with torch.no_grad():
         assert torch.equal(captioner.embed(twice), captioner.embed(batch)[[1, 0, 1]])
