@@ -38,14 +38,15 @@ def _training(config: RunConfig) -> str:
 def _recipe(stage: StageConfig) -> list[str]:
     schedule = stage.schedule
     epochs = f"{schedule.epochs} epoch{'s' if schedule.epochs != 1 else ''}"
+    steps = schedule.warmup_steps
+    warmup = f"{schedule.warmup_ratio:g}" if steps is None else f"{steps} steps"
     return [
         "; ".join(f"{group}: {part.how} ({part.lr:g})" for group, part in stage.train.items()),
         stage.template.name,
         stage.data.geometry,
         f"{stage.data.max_tokens} tokens",
         str(stage.batch.samples_per_step),
-        f"{epochs if schedule.epochs else f'{schedule.max_steps} steps'}, {schedule.name}, "
-        f"warm-up {schedule.warmup_ratio:g}",
+        f"{epochs if schedule.epochs else f'{schedule.max_steps} steps'}, {schedule.name}, warm-up {warmup}",
     ]
 
 
@@ -60,9 +61,14 @@ def _data(config: RunConfig) -> str:
 
 
 def _options(item: MixItem) -> str:
-    options = {key: Path(value).name if key == "path" else value for key, value in item.options.items()}
+    options = dict(item.options)
+    if "path" in options:
+        paths = [options["path"]] if isinstance(options["path"], str) else options["path"]
+        options["path"] = " and ".join(Path(path).name for path in paths)
     # where the pictures lie is of this machine alone
     shown = [f"{key}: {value}" for key, value in options.items() if not key.endswith(("_root", "_dir"))]
+    if item.per_step is not None:
+        shown.append(f"{item.per_step} of every step")
     return ", ".join([*shown, *([f"taken {item.repeat} times"] if item.repeat > 1 else [])])
 
 

@@ -90,3 +90,19 @@ def test_figures_stand_with_their_interval_and_controls(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("{")
     with pytest.raises(ConfigError, match=r"metrics\.json: not valid JSON"):
         run_sections(make_config(), tmp_path)
+
+
+def test_parts_of_a_step_shards_and_steps_of_warm_up() -> None:
+    config = make_config()
+    mix = [
+        {"name": "webdataset", "path": ["/data/of/mine/a.tar", "/data/of/mine/b"], "per_step": 5},
+        {"name": "webdataset", "path": "/data/of/mine/{00..03}.tar", "per_step": 1},
+    ]
+    stage = config.stages["instruct"].model_dump(exclude_none=True)
+    stage["data"]["mix"] = mix
+    stage["schedule"] = {"max_steps": 12, "warmup_steps": 4}
+    text = run_sections(RunConfig.model_validate(config.model_dump() | {"stages": {"instruct": stage}}))
+    assert rows_of(text, "Training")[0][-1] == "12 steps, cosine, warm-up 4 steps"
+    shards, pattern = rows_of(text, "Data")
+    assert shards[2] == "path: a.tar and b, 5 of every step"
+    assert pattern[2] == "path: {00..03}.tar, 1 of every step"
