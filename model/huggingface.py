@@ -69,7 +69,10 @@ def _of_config(
         config = AutoConfig.for_model(**sizes) if sizes else AutoConfig.from_pretrained(name, **shared)
         return model_class.from_config(config, trust_remote_code=trust_remote_code, **options)
     config_class = model_class.config_class
-    config = config_class(**sizes) if sizes else config_class.from_pretrained(name, revision=revision)
+    if sizes is None:
+        config = config_class.from_pretrained(name, revision=revision)
+    else:
+        config = config_class(**{key: value for key, value in sizes.items() if key != "model_type"})
     return model_class._from_config(config, **options)
 
 

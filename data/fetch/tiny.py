@@ -58,14 +58,14 @@ def _write_tokenizer(folder: Path) -> None:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    unknown, start, end, *others = MARKS
+    tokenizer.add_special_tokens(list(MARKS))
+    unknown, start, end = MARKS[:3]
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token=unknown,
         bos_token=start,
         eos_token=end,
         pad_token=unknown,
-        additional_special_tokens=others,
     )
     fast.save_pretrained(folder)
 
