@@ -114,17 +114,12 @@ def test_placeholders_are_counted_before_the_pixels_and_right(anyres: Make) -> N
 def test_a_micro_batch_has_no_more_tiles_than_allowed(anyres: Make) -> None:
     config = anyres()
     captioner = build_captioner(config.model)
-    batches = [
-        b
-        for i in range(4)
-        for b in stage_loader(config, "instruct", captioner, Ranks()).load(i).micro_batches
-    ]
-    tiles = [len(batch.tile_image) for batch in batches]
+    loader = stage_loader(config, "instruct", captioner, Ranks())
+    tiles = [len(batch.tile_image) for step in range(4) for batch in loader.load(step).micro_batches]
     assert max(tiles) <= 8 and sum(tiles) > 40
     samples, _ = encoded_of(config, captioner)
-    plan = plan_step(
-        [len(s) for s in samples], [s.num_tiles for s in samples], config.stages["instruct"].batch
-    )
+    tokens, num_tiles = [len(sample) for sample in samples], [sample.num_tiles for sample in samples]
+    plan = plan_step(tokens, num_tiles, config.stages["instruct"].batch)
     for micro_batch in plan.micro_batches():
         assert sum(num_tiles[i] for row in micro_batch for i in row) <= 8
 
