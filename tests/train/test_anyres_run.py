@@ -20,7 +20,7 @@ from prismcap.data.inspect import inspect_mix
 from prismcap.data.lengths import Measure
 from prismcap.data.pack import PixelInputs, make_batches
 from prismcap.data.plan import plan_step
-from prismcap.data.schema import Encoded, SampleRejected
+from prismcap.data.schema import DataError, Encoded, SampleRejected
 from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner
 from prismcap.model.restore import load_trained
@@ -257,3 +257,20 @@ def test_a_stage_without_tiles_may_come_first(anyres: Make) -> None:
     """As in LLaVA-1.5-HD: stage 1 sees one tile of each picture."""
     config = anyres("stages.align.data.geometry=resize", "stages.*.schedule={max_steps: 2}")
     run_training(config)
+
+
+def test_lengths_are_measured_from_the_sizes(anyres: Make, tmp_path: Path) -> None:
+    """Sorted by length, a plan knows all lengths beforehand; a file that changes afterwards stops the run."""
+    config = anyres("stages.align.batch={grouping: length, packing: false, samples_per_step: 14}")
+    captioner = build_captioner(config.model)
+    loader = stage_loader(config, "align", captioner, Ranks())
+    samples = [loader.encoder.encode(loader.mix.sample_at(position)) for position in range(14)]
+    assert loader.lengths is not None
+    for position, sample in enumerate(samples):
+        assert loader.lengths.at(*loader.mix.locate(position)) == Measure(len(sample), sample.num_tiles)
+    assert sum(len(batch.tile_image) for batch in loader.load(0).micro_batches) == sum(
+        sample.num_tiles for sample in samples
+    )
+    Image.new("RGB", (30, 10)).save(tmp_path / "0.png")
+    with pytest.raises(DataError, match="or that of a picture, has changed since"):
+        loader.load(0)
