@@ -261,7 +261,8 @@ def test_a_stage_without_tiles_may_come_first(anyres: Make) -> None:
 
 def test_lengths_are_measured_from_the_sizes(anyres: Make, tmp_path: Path) -> None:
     """Sorted by length, a plan knows all lengths beforehand; a file that changes afterwards stops the run."""
-    config = anyres("stages.align.batch={grouping: length, packing: false, samples_per_step: 14}")
+    overrides = ("grouping=length", "packing=false", "samples_per_step=14")
+    config = anyres(*(f"stages.align.batch.{override}" for override in overrides))
     captioner = build_captioner(config.model)
     loader = stage_loader(config, "align", captioner, Ranks())
     samples = [loader.encoder.encode(loader.mix.sample_at(position)) for position in range(14)]
