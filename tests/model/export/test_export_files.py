@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from transformers import AutoModelForImageTextToText
 
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.stage import GroupConfig, LoraConfig
+from prismcap.data.image import to_tiles
+from prismcap.model.connector._newline import Newline
 from prismcap.model.hf import export as export_module
 from prismcap.model.hf.dry_run import ExportError, dry_run
 from prismcap.model.hf.export import export_captioner
@@ -313,3 +316,29 @@ def test_transformers_457_reads_the_same(
         expected = case.captioner.logits(batch)
     # fp32 over another order of sums: 1.6e-5 was seen on a CPU without AVX-512
     assert (found["logits"][..., : expected.shape[-1]] - expected).abs().max() < 3e-5
+
+
+@pytest.mark.slow
+def test_transformers_457_reads_llava_next(
+    cases: Any, tools: Any, transformers_457: Path, tmp_path: Path
+) -> None:
+    """An anyres picture that is not square, against the same class of transformers 5, and our own tiles."""
+    captioner = tools.make_captioner(tools.kinds["clip-mlp"], cases.tokenizer)
+    captioner.connector.newline = Newline(captioner.llm.config.hidden_size)
+    spec = replace(captioner.image_spec, geometry="anyres", grids=((1, 2), (2, 1), (2, 2), (1, 3)))
+    info = tools.make_info(tools.make_template("chatml"))
+    folder = export_captioner(captioner, tmp_path / "model", image_spec=spec, info=info)
+    picture = tools.picture(90, 25)
+    picture.save(tmp_path / "picture.png")
+    environment = os.environ | {"PYTHONPATH": str(transformers_457), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", LOAD_457, str(folder), str(tmp_path / "picture.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    assert not any(found["report"].values()), found["report"]
+    assert (found["pixel_values"][0] - to_tiles(picture, spec)).abs().max() < 0.05
+    inputs = {key: found[key] for key in ("input_ids", "pixel_values")}
+    with torch.no_grad():
+        model = load_exported(folder, dtype="float32").model
+        expected = model(**inputs, image_sizes=torch.tensor([[25, 90]])).logits
+    assert (found["logits"] - expected).abs().max() < 3e-5
