@@ -11,18 +11,18 @@ by `--resume auto`. config.yaml holds absolute paths: after a move of DST, chang
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from prismcap.configs.errors import ConfigError, nearest
 from prismcap.configs.files import replace_text
 from prismcap.configs.load import apply_override, check_components, to_yaml
-from prismcap.configs.registry import available, component_options, describe
-from prismcap.configs.schema.base import Component
-from prismcap.configs.schema.run import RunConfig
+from prismcap.configs.registry import available, component_module, describe
+from prismcap.configs.schema.run import RUN_NAME, RunConfig
 from prismcap.model.build import build_captioner
 from prismcap.model.hf.files import whole_folder, write_json
 from prismcap.model.imports._contract import Imported, ImportedRun
@@ -54,11 +54,12 @@ def import_weights(layout: str, source: Path, destination: Path, overrides: Sequ
     if name not in available("import"):
         known = [other.replace("_", "-") for other in available("import")]
         raise ConfigError(f"no layout {layout!r}.{nearest(layout, known)}")
-    module, options = component_options("import", Component(name=name, **_options(overrides)), layout)
+    module = component_module("import", name)
+    options = _options(module.Options, overrides, layout)
     source, destination = source.expanduser(), destination.expanduser().resolve()
     if not source.exists():
         raise ConfigError(f"{source}: no such file or directory")
-    _check_free(destination)
+    _check_destination(destination)
     with whole_folder(destination, MARKER) as folder:
         imported: Imported = module.build(options, source, folder)
         if imported.run is not None:
@@ -67,14 +68,22 @@ def import_weights(layout: str, source: Path, destination: Path, overrides: Sequ
     return imported
 
 
-def _options(overrides: Sequence[str]) -> dict[str, Any]:
+def _options(options_type: type[BaseModel], overrides: Sequence[str], layout: str) -> BaseModel:
     values: dict[str, Any] = {}
     for override in overrides:
         apply_override(values, override)
-    return values
+    try:
+        return options_type.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(error, f"{layout}.", options_type)) from error
 
 
-def _check_free(destination: Path) -> None:
+def _check_destination(destination: Path) -> None:
+    if re.fullmatch(RUN_NAME, destination.name) is None:
+        raise ConfigError(
+            f"{destination}: {destination.name!r} is no name of a run: letters, digits, dots, underscores "
+            "and hyphens, of which the first is a letter or digit"
+        )
     if destination.is_dir() and not any(destination.iterdir()):
         return
     if destination.exists():

@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from prismcap.configs.schema.base import Component, Section
 from prismcap.configs.schema.stage import StageConfig
 
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
 
 class ModelConfig(Section):
     vision_encoder: Component
@@ -56,7 +58,7 @@ class EvaluationConfig(Section):
 class RunConfig(Section):
     """The whole of one YAML file, after `base:` and the overrides."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=RUN_NAME)
     seed: int = 0
     output_dir: str = "checkpoints"
     num_threads: int | None = Field(

@@ -71,7 +71,7 @@ class Adapter:
         if unknown or single or not halves:
             raise ConfigError(
                 f"{self.folder}: not an adapter of linear layers: {len(unknown)} unknown "
-                f"{sorted(unknown)[:3]}, {len(single)} with only one of lora_A and lora_B {sorted(single)[:3]}"
+                f"{sorted(unknown)[:3]}, {len(single)} with one of lora_A and lora_B {sorted(single)[:3]}"
             )
         for layer, found in halves.items():
             if found["A"].shape[0] != rank or found["B"].shape[1] != rank:

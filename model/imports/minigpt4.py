@@ -1,4 +1,4 @@
-"""MiniGPT-4's `.pth` of the one layer that it trains (layout: its released code, minigpt4/runners and models),
+"""MiniGPT-4's `.pth` of the one layer that it trains (layout: its released code, minigpt4/runners),
 on BLIP-2 as `prismcap import blip2` leaves it, and Vicuna-v0 or Llama-2-chat.
 
 Which of the two it is, the width of `llama_proj` says: that of the Q-Former, or of four patches. The variant

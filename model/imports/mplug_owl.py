@@ -1,7 +1,7 @@
 """mPLUG-Owl v1 (`MAGAer13/mplug-owl-llama-7b` and its like; layout: the released modeling_mplug_owl.py).
 
-Its vision tower is CLIP's with q, k and v in one weight, head by head; its abstractor is the connector of that
-name.
+Its vision tower is CLIP's with q, k and v in one weight, head by head; its abstractor is the connector of
+that name.
 
 Shape legend: A heads, F head width, D tower width = A F.
 """

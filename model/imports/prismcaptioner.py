@@ -5,8 +5,8 @@ The adapter is of InternLM2's packed layers, the LLM here is InternLM2 as a LLaM
 `wqkv` is taken apart as `prismcap convert internlm2` takes the weight apart. It was trained over an LLM in 4
 bits, and is merged into the unrounded one, as the authors' own code does.
 
-The authors' code drops the first feature of the tower, a habit of CLIP's class token; SigLIP has none, so that
-728 of 729 patches are left: `drop_first_patch: true`. New training should not have it.
+The authors' code drops the first feature of the tower, a habit of CLIP's class token; SigLIP has none, so
+that 728 of 729 patches are left: `drop_first_patch: true`. New training should not have it.
 """
 
 from __future__ import annotations
