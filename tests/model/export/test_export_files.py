@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.stage import GroupConfig, LoraConfig
 from prismcap.model.hf import export as export_module
 from prismcap.model.hf.dry_run import ExportError, dry_run
-from prismcap.model.hf.export import export_captioner
+from prismcap.model.hf.export import choose_layout, export_captioner
 from prismcap.model.hf.files import read_marker, write_weights
 from prismcap.model.hf.llm import grow
 from prismcap.model.hf.load import load_exported
@@ -209,6 +210,38 @@ def test_what_cannot_be_exported_is_named(cases: Any, tools: Any, tmp_path: Path
     captioner.tokenizer = None
     with pytest.raises(ConfigError, match="no tokenizer"):
         export_captioner(captioner, tmp_path / "model", **keywords)
+
+
+NEARLY_BLIP2: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"class_token": "drop"}, {}, "class_token: keep"),
+    ({"layer": -2, "post_layernorm": False}, {}, "last hidden state"),
+    ({"post_layernorm": False}, {}, "last hidden state"),
+    ({}, {"projection_depth": 2}, "one linear layer"),
+    ({}, {"layer_norm": True}, "one linear layer"),
+]
+
+
+@pytest.mark.parametrize(("encoder", "connector", "words"), NEARLY_BLIP2)
+def test_what_is_nearly_blip2_becomes_the_custom_model(
+    encoder: dict[str, Any], connector: dict[str, Any], words: str, cases: Any, tools: Any
+) -> None:
+    kind = tools.kinds["eva-qformer"]
+    kind = replace(kind, vision_encoder=kind.vision_encoder | encoder, connector=kind.connector | connector)
+    captioner = tools.make_captioner(kind, cases.tokenizer)
+    assert choose_layout(captioner, "auto") == "custom"
+    with pytest.raises(ConfigError, match=words):
+        choose_layout(captioner, "blip2")
+    clip = cases["clip-qformer"].captioner
+    with pytest.raises(ConfigError, match="needs eva_vit_g"):
+        choose_layout(clip, "blip2")
+
+
+def test_blip2_stops_where_the_template_does(cases: Any) -> None:
+    """It generates by its LLM's own config, and reads no generation_config.json."""
+    folder = cases["eva-qformer"].folder
+    ends = read(folder / "generation_config.json")["eos_token_id"]
+    assert read(folder / "config.json")["text_config"]["eos_token_id"] == ends != []
+    assert load_exported(folder).model.language_model.generation_config.eos_token_id == ends
 
 
 def test_a_full_disk_is_an_os_error_and_the_dry_run_says_what_to_do(
