@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -283,6 +284,18 @@ def test_our_custom_model_loads_without_its_code(cases: Any, tmp_path: Path) -> 
     for path in folder.glob("*.py"):
         path.write_text("raise SystemExit('this code must not run')")
     assert load_exported(folder).model.config.model_type == "prismcap"
+
+
+def test_exports_of_before_connectors_had_kinds_load(cases: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(cases["clip-deep"].folder, folder)
+    config = read(folder / "config.json")
+    for key in ("kind", "mean", "bias"):
+        del config["connector"][key]
+    (folder / "config.json").write_text(json.dumps(config))
+    old, new = load_exported(folder).model, load_exported(cases["clip-deep"].folder).model
+    features = torch.randn(1, 16, 16)
+    assert torch.equal(old.connector(features), new.connector(features))
 
 
 def test_grow_adds_means() -> None:
