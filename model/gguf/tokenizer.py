@@ -74,8 +74,10 @@ def _tokens(tokenizer: Any, layout: dict[str, Any], rows: int) -> tuple[list[str
     for index in range(rows):
         text = by_id.get(index)
         if text is None:
-            kind = gguf.TokenType.UNUSED
-        elif text == unknown and by_pieces:
+            tokens.append(f"[PAD{index}]")
+            types.append(int(gguf.TokenType.UNUSED))
+            continue
+        if text == unknown and by_pieces:
             kind = gguf.TokenType.UNKNOWN
         elif index in added:
             kind = gguf.TokenType.CONTROL if added[index] else gguf.TokenType.USER_DEFINED
@@ -85,7 +87,7 @@ def _tokens(tokenizer: Any, layout: dict[str, Any], rows: int) -> tuple[list[str
             kind = gguf.TokenType.NORMAL
         if kind == gguf.TokenType.USER_DEFINED and by_pieces:  # found in the text before spaces are replaced
             text = text.replace("▁", " ")
-        tokens.append(f"[PAD{index}]" if text is None else text)
+        tokens.append(text)
         types.append(int(kind))
     return tokens, types
 
