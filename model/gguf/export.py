@@ -57,6 +57,8 @@ def export_gguf(
     if lora_modules(captioner):
         raise ConfigError("LoRA is not merged into the weights: export after the stage has finished")
     obstacle = why_not_mmproj(captioner)
+    if obstacle is None and image_spec.geometry not in GEOMETRY:
+        obstacle = f"the model sees pictures in tiles (data.geometry: {image_spec.geometry})"
     if obstacle is not None:
         raise ConfigError(f"--format gguf: {obstacle}; take --format auto")
     if captioner.tokenizer is None:

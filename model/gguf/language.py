@@ -37,6 +37,8 @@ def write_language(
         raise ConfigError(
             f"--format gguf: the LLM is a {config.model_type}, known are {', '.join(ARCHITECTURES)}; {REMEDY}"
         )
+    if config.hidden_act != "silu":
+        raise ConfigError(f"--format gguf: the LLM's hidden_act is {config.hidden_act}, llama.cpp's is silu")
     writer = start(path, gguf.MODEL_ARCH_NAMES[architecture], "model", name, precision)
     rows = llm.get_input_embeddings().num_embeddings
     writer.add_vocab_size(rows)

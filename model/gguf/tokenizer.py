@@ -69,21 +69,25 @@ def _tokens(tokenizer: Any, layout: dict[str, Any], rows: int) -> tuple[list[str
     """Texts and types by id; ids without a token get an unused one."""
     by_id = {index: text for text, index in tokenizer.get_vocab().items()}
     added = {token["id"]: token["special"] for token in layout["added_tokens"]}
-    unknown = layout["model"].get("unk_token")
+    unknown, by_pieces = layout["model"].get("unk_token"), bool(layout["model"].get("byte_fallback"))
     tokens, types = [], []
     for index in range(rows):
         text = by_id.get(index)
         if text is None:
-            kind = gguf.TokenType.UNUSED
-        elif text == unknown and layout["model"].get("byte_fallback"):
+            tokens.append(f"[PAD{index}]")
+            types.append(int(gguf.TokenType.UNUSED))
+            continue
+        if text == unknown and by_pieces:
             kind = gguf.TokenType.UNKNOWN
         elif index in added:
             kind = gguf.TokenType.CONTROL if added[index] else gguf.TokenType.USER_DEFINED
-        elif layout["model"].get("byte_fallback") and BYTE.fullmatch(text):
+        elif by_pieces and BYTE.fullmatch(text):
             kind = gguf.TokenType.BYTE
         else:
             kind = gguf.TokenType.NORMAL
-        tokens.append(f"[PAD{index}]" if text is None else text)
+        if kind == gguf.TokenType.USER_DEFINED and by_pieces:  # found in the text before spaces are replaced
+            text = text.replace("▁", " ")
+        tokens.append(text)
         types.append(int(kind))
     return tokens, types
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,7 +24,7 @@ from prismcap.data.image import to_tiles
 from prismcap.model.connector._newline import Newline
 from prismcap.model.hf import export as export_module
 from prismcap.model.hf.dry_run import ExportError, dry_run
-from prismcap.model.hf.export import export_captioner
+from prismcap.model.hf.export import choose_layout, export_captioner
 from prismcap.model.hf.files import read_marker, write_weights
 from prismcap.model.hf.llm import grow
 from prismcap.model.hf.load import load_exported
@@ -214,6 +215,38 @@ def test_what_cannot_be_exported_is_named(cases: Any, tools: Any, tmp_path: Path
         export_captioner(captioner, tmp_path / "model", **keywords)
 
 
+NEARLY_BLIP2: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"class_token": "drop"}, {}, "class_token: keep"),
+    ({"layer": -2, "post_layernorm": False}, {}, "last hidden state"),
+    ({"post_layernorm": False}, {}, "last hidden state"),
+    ({}, {"projection_depth": 2}, "one linear layer"),
+    ({}, {"layer_norm": True}, "one linear layer"),
+]
+
+
+@pytest.mark.parametrize(("encoder", "connector", "words"), NEARLY_BLIP2)
+def test_what_is_nearly_blip2_becomes_the_custom_model(
+    encoder: dict[str, Any], connector: dict[str, Any], words: str, cases: Any, tools: Any
+) -> None:
+    kind = tools.kinds["eva-qformer"]
+    kind = replace(kind, vision_encoder=kind.vision_encoder | encoder, connector=kind.connector | connector)
+    captioner = tools.make_captioner(kind, cases.tokenizer)
+    assert choose_layout(captioner, "auto") == "custom"
+    with pytest.raises(ConfigError, match=words):
+        choose_layout(captioner, "blip2")
+    clip = cases["clip-qformer"].captioner
+    with pytest.raises(ConfigError, match="needs eva_vit_g"):
+        choose_layout(clip, "blip2")
+
+
+def test_blip2_stops_where_the_template_does(cases: Any) -> None:
+    """It generates by its LLM's own config, and reads no generation_config.json."""
+    folder = cases["eva-qformer"].folder
+    ends = read(folder / "generation_config.json")["eos_token_id"]
+    assert read(folder / "config.json")["text_config"]["eos_token_id"] == ends != []
+    assert load_exported(folder).model.language_model.generation_config.eos_token_id == ends
+
+
 def test_a_full_disk_is_an_os_error_and_the_dry_run_says_what_to_do(
     llava: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +286,18 @@ def test_our_custom_model_loads_without_its_code(cases: Any, tmp_path: Path) -> 
     for path in folder.glob("*.py"):
         path.write_text("raise SystemExit('this code must not run')")
     assert load_exported(folder).model.config.model_type == "prismcap"
+
+
+def test_exports_of_before_connectors_had_kinds_load(cases: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(cases["clip-deep"].folder, folder)
+    config = read(folder / "config.json")
+    for key in ("kind", "mean", "bias"):
+        del config["connector"][key]
+    (folder / "config.json").write_text(json.dumps(config))
+    old, new = load_exported(folder).model, load_exported(cases["clip-deep"].folder).model
+    features = torch.randn(1, 16, 16)
+    assert torch.equal(old.connector(features), new.connector(features))
 
 
 def test_grow_adds_means() -> None:
