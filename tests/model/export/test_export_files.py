@@ -231,12 +231,12 @@ def test_what_is_nearly_blip2_becomes_the_custom_model(
     kind = tools.kinds["eva-qformer"]
     kind = replace(kind, vision_encoder=kind.vision_encoder | encoder, connector=kind.connector | connector)
     captioner = tools.make_captioner(kind, cases.tokenizer)
-    assert choose_layout(captioner, "auto") == "custom"
+    assert choose_layout(captioner, captioner.image_spec, "auto") == "custom"
     with pytest.raises(ConfigError, match=words):
-        choose_layout(captioner, "blip2")
+        choose_layout(captioner, captioner.image_spec, "blip2")
     clip = cases["clip-qformer"].captioner
     with pytest.raises(ConfigError, match="needs eva_vit_g"):
-        choose_layout(clip, "blip2")
+        choose_layout(clip, clip.image_spec, "blip2")
 
 
 def test_blip2_stops_where_the_template_does(cases: Any) -> None:
