@@ -18,8 +18,8 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.base import Section
-from prismcap.model.connector.abstractor import INNER_NORM_EPS
 from prismcap.model.convert.checkpoint import read_json, weight_files
+from prismcap.model.hf.connectors_prismcap import INNER_NORM_EPS
 from prismcap.model.imports._contract import Imported, ImportedRun, of_connector
 from prismcap.model.imports._directories import (
     copy_tokenizer,

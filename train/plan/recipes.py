@@ -38,7 +38,7 @@ class RecipeStage:
     def cells(self) -> tuple[str, ...]:
         """By HEADS."""
         memory = f"{self.memory_bytes / 1e9:.0f}{'' if self.fits else ' !'}"
-        hours = "?" if self.hours is None else f"{self.hours:.1f}"
+        hours = "?" if self.hours is None else f"{self.hours:.1f}" if self.hours > 0.1 else "< 0.1"
         return self.recipe, self.stage, self.data, self.trains, memory, hours
 
 
