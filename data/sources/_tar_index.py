@@ -143,7 +143,6 @@ def _scan(path: Path) -> np.ndarray:
     try:
         with tarfile.open(path, "r:") as tar:
             for item in tar:
-                tar.members.clear()  # it would keep them all
                 match = _NAME.fullmatch(item.name)
                 column = _COLUMNS.get(match[2].lower()) if match else None
                 # links lead elsewhere, and sparse files are not one piece

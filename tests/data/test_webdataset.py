@@ -184,8 +184,16 @@ JPEG = picture(5, "JPEG")
         ),
         ({"x.jpg": JPEG, "x.json": b"{"}, "row_malformed", r"member x\.json: not valid JSON"),
         ({"x.jpg": JPEG, "x.json": b"[]"}, "row_malformed", r"member x\.json, key 'caption'.*found None"),
-        ({"x.jpg": JPEG, "x.json": b'{"a": 1}'}, "row_malformed", r"key 'caption'.*keys \['a'\]; json_key"),
-        ({"x.jpg": JPEG, "x.json": b'{"caption": 3}'}, "row_malformed", r"key 'caption'.*found 3"),
+        (
+            {"x.jpg": JPEG, "x.json": b'{"a": 1}'},
+            "row_malformed",
+            r"member x\.json, key 'caption'.*keys \['a'\]; json_key",
+        ),
+        (
+            {"x.jpg": JPEG, "x.json": b'{"caption": 3}'},
+            "row_malformed",
+            r"member x\.json, key 'caption'.*found 3",
+        ),
     ],
 )
 def test_a_pair_that_cannot_be_used_is_rejected_by_name(
