@@ -22,8 +22,8 @@ from prismcap.configs.schema.base import Section
 from prismcap.model.connector._heads import check_divides
 from prismcap.model.connector.mlp import mlp
 from prismcap.model.contracts import Connector
+from prismcap.model.convert.checkpoint import read_tensors, weight_files
 from prismcap.model.shapes import is_shapes_only
-from prismcap.model.weights import load_weights
 
 QUERY_STD = 0.02  # BERT's initializer_range, as in BLIP-2
 
@@ -118,8 +118,10 @@ def build(
 
 
 def _load(connector: QFormerConnector, path: str) -> None:
-    file = resolve_path(path) / "model.safetensors"
-    state = load_weights(file)
+    folder = resolve_path(path)
+    state: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        state |= read_tensors(file)
     own = {
         name: value
         for name, value in connector.state_dict().items()
@@ -129,7 +131,7 @@ def _load(connector: QFormerConnector, path: str) -> None:
     wrong += [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
     if wrong:
         raise ConfigError(
-            f"{file}: not the queries and Q-Former of these options: {len(wrong)} weights are missing, "
+            f"{folder}: not the queries and Q-Former of these options: {len(wrong)} weights are missing, "
             f"too many or of another shape: {', '.join(wrong[:3])}"
         )
     with torch.no_grad():
