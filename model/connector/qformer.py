@@ -18,9 +18,9 @@ from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.base import Section
 from prismcap.model.connector._heads import check_divides
 from prismcap.model.contracts import Connector
+from prismcap.model.convert.checkpoint import read_tensors, weight_files
 from prismcap.model.hf.connectors_prismcap import QFormer
 from prismcap.model.shapes import is_shapes_only
-from prismcap.model.weights import load_weights
 
 
 class Options(Section):
@@ -94,8 +94,10 @@ def build(
 
 
 def _load(connector: QFormerConnector, path: str) -> None:
-    file = resolve_path(path) / "model.safetensors"
-    state = load_weights(file)
+    folder = resolve_path(path)
+    state: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        state |= read_tensors(file)
     own = {
         name: value
         for name, value in connector.state_dict().items()
@@ -105,7 +107,7 @@ def _load(connector: QFormerConnector, path: str) -> None:
     wrong += [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
     if wrong:
         raise ConfigError(
-            f"{file}: not the queries and Q-Former of these options: {len(wrong)} weights are missing, "
+            f"{folder}: not the queries and Q-Former of these options: {len(wrong)} weights are missing, "
             f"too many or of another shape: {', '.join(wrong[:3])}"
         )
     with torch.no_grad():

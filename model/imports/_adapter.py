@@ -81,7 +81,8 @@ class Adapter:
     def delta(self, layer: str) -> Tensor:
         """[O, I] in fp32."""
         found = self.halves[layer]
-        return self.scale * (found["B"].float() @ found["A"].float())
+        delta_OI: Tensor = self.scale * (found["B"].float() @ found["A"].float())
+        return delta_OI
 
     def targets(self, rename: Rename) -> dict[str, str]:
         """{a weight of the LLM: the layer whose delta it gets}. Raises ConfigError for a layer that the LLM
