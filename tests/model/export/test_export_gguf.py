@@ -10,7 +10,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -19,7 +19,7 @@ from prismcap.configs.errors import ConfigError
 from prismcap.data.image import to_tiles
 from prismcap.model.gguf.export import export_gguf
 from prismcap.model.gguf.language import write_language
-from prismcap.model.gguf.tokenizer import add_tokenizer
+from prismcap.model.gguf.tokenizer import LLAMA_3, QWEN_2, add_tokenizer
 from prismcap.model.hf.files import read_marker
 from prismcap.scripts.commands.caption import find_model
 
@@ -138,11 +138,12 @@ def test_image_tokens_of_the_file_are_the_captioners(
     assert torch.allclose(mean, torch.tensor(captioner.image_spec.mean))
 
 
-LLMS = {
+# what transformers' reader takes from the file: no biases, and of qwen3 no head size but its default
+LLMS: dict[str, dict[str, Any]] = {
     "llama": {},
-    "llama-bias": {"attention_bias": True, "head_dim": 16},
+    "llama-heads": {"head_dim": 16},
     "qwen2": {},
-    "qwen3": {"head_dim": 16},
+    "qwen3": {"head_dim": 128},
 }
 
 
@@ -181,18 +182,88 @@ def test_transformers_reads_the_same_llm(name: str, tied: bool, cases: Any, tmp_
     assert fields["tokenizer.chat_template"] == "{{ 1 }}"
 
 
+def test_rows_of_a_llamas_heads_lie_in_pairs(tmp_path: Path, cases: Any) -> None:
+    """Row i of the first half of a head beside row i of the second: what llama.cpp rotates together."""
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_bias=True,
+    )
+    llm = AutoModelForCausalLM.from_config(config)
+    attention = llm.model.layers[0].self_attn
+    for layer in (attention.q_proj, attention.k_proj):
+        torch.nn.init.normal_(layer.bias)
+    write_language(
+        tmp_path / "a.gguf", llm, AutoTokenizer.from_pretrained(cases.tokenizer), "", "tiny", "fp32"
+    )
+    _, tensors = read(tmp_path / "a.gguf")
+    for name, layer in (("q", attention.q_proj), ("k", attention.k_proj)):
+        for part in ("weight", "bias"):
+            own, found = getattr(layer, part), tensors[f"blk.0.attn_{name}.{part}"]
+            for start in range(0, len(own), 8):
+                for i in range(4):
+                    assert torch.equal(found[start + 2 * i], own[start + i])
+                    assert torch.equal(found[start + 2 * i + 1], own[start + 4 + i])
+
+
+LETTERS_DIGITS = r" ?\p{L}+|\p{N}"
+CUTS: dict[str, list[Any]] = {
+    "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
+    "smollm": [
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ],
+    "llama-bpe": [
+        pre_tokenizers.Split(Regex(LLAMA_3), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ],
+    "qwen2": [
+        pre_tokenizers.Split(Regex(QWEN_2), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ],
+    "": [
+        pre_tokenizers.Split(Regex(LETTERS_DIGITS), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", list(CUTS))
+def test_how_text_is_cut_has_llama_cpps_name(name: str, tmp_path: Path) -> None:
+    vocabulary = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(CUTS[name])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    writer = gguf.GGUFWriter(tmp_path / "tokenizer.gguf", "llama")
+    if not name:
+        with pytest.raises(ConfigError, match="cuts text by"):
+            add_tokenizer(writer, tokenizer, 256)
+        return
+    add_tokenizer(writer, tokenizer, 256)
+    assert writer.kv_data[0]["tokenizer.ggml.pre"].value == name
+    cut = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str("in 12345")]
+    digits = {"gpt-2": 1, "smollm": 5, "llama-bpe": 2, "qwen2": 5}
+    assert sum(any(letter.isdigit() for letter in piece) for piece in cut) == digits[name]
+
+
 def test_transformers_reads_the_same_tokenizer(tools: Any, cases: Any, tmp_path: Path) -> None:
     captioner, info = make(tools, cases, "siglip", tools.real_tokenizer)
     folder = export_gguf(captioner, tmp_path / "gguf", image_spec=captioner.image_spec, info=info)
     fields, _ = read(folder / "model.gguf")
-    assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]) == ("gpt2", "smollm")
+    assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]) == ("gpt2", "gpt-2")
     again = AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
     own = captioner.tokenizer
     for text in TEXTS:
         assert again.encode(text, add_special_tokens=False) == own.encode(text, add_special_tokens=False)
     control = gguf.TokenType.CONTROL
     kinds = fields["tokenizer.ggml.token_type"]
-    assert all((kind == control) == (index in own.all_special_ids) for index, kind in enumerate(kinds))
+    special = {index for index, token in own.added_tokens_decoder.items() if token.special}
+    assert {index for index, kind in enumerate(kinds) if kind == control} == special
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:
@@ -309,14 +380,16 @@ def test_what_llama_cpp_cannot_compute_is_named(name: str, words: str, cases: An
     assert not list(tmp_path.iterdir())
 
 
-def test_unknown_llms_and_tokenizers_are_refused(tools: Any, cases: Any, tmp_path: Path) -> None:
+def test_unknown_llms_and_tokenizers_are_refused(
+    tools: Any, cases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     captioner, _ = make(tools, cases, "siglip")
     llm, tokenizer = captioner.llm, captioner.tokenizer
     config = AutoConfig.for_model("gpt2", n_embd=16, n_layer=1, n_head=2, vocab_size=300)
     other = AutoModelForCausalLM.from_config(config)
     with pytest.raises(ConfigError, match="the LLM is a gpt2"):
         write_language(tmp_path / "a.gguf", other, tokenizer, "", "x", "fp32")
-    llm.config.rope_parameters["rope_type"] = "yarn"
+    monkeypatch.setitem(llm.config.rope_parameters, "rope_type", "yarn")
     with pytest.raises(ConfigError, match="rope_type is yarn"):
         write_language(tmp_path / "b.gguf", llm, tokenizer, "", "x", "fp32")
     strange = Tokenizer(BPE({"a": 0, "b": 1}, []))
