@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from prismcap.configs.cache import resolve_path
 from prismcap.configs.errors import ConfigError
