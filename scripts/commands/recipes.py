@@ -13,7 +13,7 @@ import click
 def recipes(names: tuple[str, ...], gpu: str, num_gpus: int, short: bool) -> None:
     """Print a table of the recipes, or of those with NAME: data, what trains, memory and time of each stage.
 
-    Full-size models are made of shapes alone and planned one by one: some seconds for a stage. Memory is of
+    Full-size models are made of shapes alone and planned one by one: about ten seconds for a stage. Memory is of
     one GPU, with the recipe's own engine and micro-batch; `prismcap plan recipes/NAME` shows it by part and
     engine.
     """

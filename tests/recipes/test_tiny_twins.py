@@ -167,8 +167,8 @@ def test_a_twin_trains_resumes_exports_and_captions(name: str, tiny_data: Path, 
     assert done.exit_code == 0, done.output
     exported = load_exported(run / "model")
     captioner, config = load_trained(run)
-    _, info = export_inputs(captioner, config)
-    assert compare(captioner, exported, info) < 1e-4
+    image_spec, info = export_inputs(captioner, config)
+    assert compare(captioner, exported, info, image_spec) < 1e-4
     assert exported.prompt == load_config(f"recipes/{name}").prompt
     pictures = [FileImage(path, 10**6) for path in sorted((tiny_data / "images").iterdir())[:3]]
     images = [picture.load() for picture in pictures]

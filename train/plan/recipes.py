@@ -49,7 +49,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_stages(names: Sequence[str], machine: Machine) -> Iterator[RecipeStage]:
-    """A row for each stage of the recipes (none given: all), as they are made: each takes some seconds.
+    """A row for each stage of the recipes (none given: all), as they are made: each takes about ten seconds.
 
     Raises ConfigError for a name that is no recipe.
     """
