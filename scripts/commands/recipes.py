@@ -13,9 +13,9 @@ import click
 def recipes(names: tuple[str, ...], gpu: str, num_gpus: int, short: bool) -> None:
     """Print a table of the recipes, or of those with NAME: data, what trains, memory and time of each stage.
 
-    Full-size models are made of shapes alone and planned one by one: about ten seconds for a stage. Memory is of
-    one GPU, with the recipe's own engine and micro-batch; `prismcap plan recipes/NAME` shows it by part and
-    engine.
+    Full-size models are made of shapes alone and planned one by one: about ten seconds for a stage. Memory
+    is of one GPU, with the recipe's own engine and micro-batch; `prismcap plan recipes/NAME` shows it by part
+    and engine.
     """
     import os
 
