@@ -10,8 +10,7 @@ import pytest
 from prismcap.configs.load import load_config
 from prismcap.configs.schema.run import ModelConfig, RunConfig
 from prismcap.configs.schema.stage import StageConfig
-from prismcap.model.lora import lora_modules
-from prismcap.model.trainable import finish_stage, prepare_stage
+from prismcap.model.trainable import prepare_stage
 from prismcap.train.plan.memory import StageMemory, shape_captioner
 from prismcap.train.precision import with_precision
 from prismcap.train.settle import with_row_tokens
@@ -86,15 +85,17 @@ def stage_memory(load_full_size: Callable[[str], RunConfig]) -> Callable[[str, s
         if name not in configs:
             configs[name] = load_full_size(name)
         config, chosen = configs[name], configs[name].stages[stage]
-        if name not in made:
-            made[name] = shape_captioner(config.model, chosen)
-        captioner = made[name][0]
-        if lora_modules(captioner):
-            finish_stage(captioner)
-        prepare_stage(captioner, chosen.train)
+        # adapters of shapes are made with the captioner, inside of shapes_only
+        adapted = any(group.lora for group in chosen.train.values())
+        key = f"{name} {stage}" if adapted else name
+        if key not in made:
+            made[key] = shape_captioner(config.model, chosen)
+        captioner = made[key][0]
+        if not adapted:
+            prepare_stage(captioner, chosen.train)
         captioner.disable_gradient_checkpointing()
         if chosen.gradient_checkpointing:
             captioner.enable_gradient_checkpointing()
-        return StageMemory(config.model, chosen, made[name])
+        return StageMemory(config.model, chosen, made[key])
 
     return get
