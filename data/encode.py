@@ -118,7 +118,9 @@ class Encoder:
 
     def _token_counts(self, images: Sequence[ImageRef], tilings: Sequence[Tiling]) -> list[int]:
         """Positions of each picture."""
-        return [self.token_spec.tokens_of(tiling) for tiling in tilings or [None] * len(images)]
+        if not tilings:
+            return [self.token_spec.tokens_per_tile] * len(images)
+        return [self.token_spec.tokens_of(tiling) for tiling in tilings]
 
     def _assemble(
         self, messages: Sequence[Message], image_tokens: Sequence[int], generation: bool
