@@ -99,4 +99,5 @@ def _tensors(llm: Any, architecture: Any) -> dict[str, Tensor]:
 
 def _interleaved(rows: Tensor, num_heads: int) -> Tensor:
     """llama.cpp rotates neighbouring rows of a llama's head, transformers those half a head apart."""
-    return rows.unflatten(0, (num_heads, 2, -1)).transpose(1, 2).reshape(rows.shape)
+    pairs: Tensor = rows.unflatten(0, (num_heads, 2, -1)).transpose(1, 2)
+    return pairs.reshape(rows.shape)

@@ -81,7 +81,7 @@ def write_mmproj(path: Path, captioner: Captioner, name: str, precision: Precisi
 def _tensors(encoder: TowerEncoder, connector: nn.Module) -> dict[str, Tensor]:
     unread = encoder.unused_parameters()
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, encoder.num_layers_run)
-    tensors = {
+    tensors: dict[str, Tensor] = {
         named(
             names, f"vision_tower.vision_model.{name.removeprefix('tower.').removeprefix('vision_model.')}"
         ): value
