@@ -34,8 +34,8 @@ from prismcap.train.run import run_training
 
 STEPS, LAST_SAVED = 3, 2
 NEW_TOKENS = 12
-# a LLaVA, a BLIP-2 and a model with its own code; the others run with --slow
-ALWAYS = {"llava15_7b", "minigpt4_7b", "mplug_owl_7b"}
+# a BLIP-2 and a model with its own code (a LLaVA is below); the others run with --slow
+ALWAYS = {"minigpt4_7b", "mplug_owl_7b"}
 TWINS = [pytest.param(name, marks=[] if name in ALWAYS else [pytest.mark.slow]) for name in recipe_names()]
 # a twin may have another size, other data and no GPU, and nothing else; keys by their ends
 MAY_DIFFER = (
