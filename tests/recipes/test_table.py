@@ -49,6 +49,7 @@ def test_a_row_says_what_trains_and_what_it_takes() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_readme_has_what_the_command_prints() -> None:
     assert readme_rows() == invoke()
 
