@@ -146,8 +146,8 @@ def test_both_stages_train_and_the_export_says_the_same(anyres: Make) -> None:
     assert (newline.weight - start.weight).abs().max() > 1e-3, "it trains in stage 1"
     done = CliRunner().invoke(cli, ["export", str(folder)], catch_exceptions=False)
     assert done.exit_code == 0 and "LLaVA-NeXT" in done.output
-    image_spec, info = export_inputs(*load_trained(folder))
-    trained, _ = load_trained(folder)
+    trained, settled = load_trained(folder)
+    image_spec, info = export_inputs(trained, settled)
     assert compare(trained, load_exported(folder / "model", dtype="float32"), info, image_spec) < 3e-5
 
 
