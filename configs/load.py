@@ -16,11 +16,14 @@ from prismcap.configs.schema.base import Component
 from prismcap.configs.schema.run import RunConfig
 
 PRESETS = Path(__file__).parent
+EVERY = "*"
 
 
 def presets() -> list[str]:
-    """Names of the shipped presets, as `demo/scenes`."""
-    return sorted(str(path.relative_to(PRESETS).with_suffix("")) for path in PRESETS.rglob("*.yaml"))
+    """Names of the shipped presets, as `demo/scenes`. Files named with an underscore first are parts of
+    others."""
+    paths = (path for path in PRESETS.rglob("*.yaml") if not path.name.startswith("_"))
+    return sorted(str(path.relative_to(PRESETS).with_suffix("")) for path in paths)
 
 
 def find_config(name: str | Path, beside: Path | None = None) -> Path:
@@ -73,14 +76,20 @@ _UniqueKeyLoader.add_implicit_resolver(
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Mappings merge key by key; lists and scalars replace; null removes a key of the base.
+    """Mappings merge key by key; lists and scalars replace; null removes a key of the base. The key `*`
+    is for every mapping in the base's (`stages: {"*": {precision: fp32}}`), before the keys beside it.
 
     A mapping that names another component (`name:` differs) replaces the base's whole mapping:
     the options of one encoder mean nothing to another.
     """
     if "name" in over and "name" in base and over["name"] != base["name"] and "stages" not in base:
         return {key: value for key, value in over.items() if value is not None}
-    result = dict(base)
+    over = dict(over)
+    everywhere = over.pop(EVERY, None)
+    result = {
+        key: merge(value, everywhere) if everywhere and isinstance(value, dict) else value
+        for key, value in base.items()
+    }
     for key, value in over.items():
         if value is None:
             result.pop(key, None)
@@ -92,15 +101,17 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The file's mapping laid over its `base:` (a path beside it, or a preset), recursively."""
+    """The file's mapping laid over its `base:` (a path beside it or a preset; or several, each laid over the
+    ones before), recursively."""
     if path.resolve() in seen:
         raise ConfigError(f"{path}: base: goes round in a circle: {' -> '.join(map(str, (*seen, path)))}")
     values = read_yaml(path)
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    parent = find_config(base, beside=path)
-    return merge(read_with_bases(parent, (*seen, path.resolve())), values)
+    bases = values.pop("base", None) or []
+    result: dict[str, Any] | None = None
+    for base in bases if isinstance(bases, list) else [bases]:
+        below = read_with_bases(find_config(base, beside=path), (*seen, path.resolve()))
+        result = below if result is None else merge(result, below)
+    return values if result is None else merge(result, values)
 
 
 def apply_override(values: dict[str, Any], text: str) -> None:

@@ -26,6 +26,7 @@ PACKAGES = {
     "llm": "prismcap.model.llm",
     "source": "prismcap.data.sources",
     "template": "prismcap.data.templates",
+    "import": "prismcap.model.imports",
     "engine": "prismcap.train.engines",
     "sink": "prismcap.train.sinks",
 }

@@ -15,6 +15,8 @@ import torch
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.registry import component_options
 from prismcap.configs.schema.base import Component
+from prismcap.data.anyres import Tiling
+from prismcap.data.image import picture_size
 from prismcap.data.schema import (
     IGNORE_INDEX,
     Encoded,
@@ -34,7 +36,13 @@ Span = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes samples of one stage. max_tokens bounds a sample, image tokens included.
+    """Encodes samples of one stage. max_tokens bounds a sample, image tokens included; max_text_tokens its
+    text from the first answer on: answers, their end marks, and what is asked between them. This is
+    max_txt_len of MiniGPT-4 (minigpt4/models/minigpt_base.py, preparing_embedding), which does not count the
+    prompt either.
+
+    Both cut alike. An end mark is trained where an answer ends by itself: one that is cut has none, there as
+    here, so no model learns to stop in the middle of a sentence.
 
     tokenizer: a fast tokenizer of transformers. Raises ConfigError when it cannot write the template.
     """
@@ -43,6 +51,7 @@ class Encoder:
     tokenizer: Any
     token_spec: TokenSpec
     max_tokens: int
+    max_text_tokens: int | None = None
     _segments: SegmentTokenizer = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -60,13 +69,17 @@ class Encoder:
 
         A sample over max_tokens loses whole turns from its end; when not even the first answer is whole,
         the end of that answer. Raises SampleRejected: bad_turns, mark_in_text, too_long (pictures alone
-        take too much), no_supervised_tokens.
+        take too much), no_supervised_tokens; with anyres also image_*, as the size is read from the file.
         """
         try:
-            ids, labels, spans = self._assemble(sample.messages, len(sample.images), generation=False)
+            tilings = self._tilings(sample.images)
+            counts = self._token_counts(sample.images, tilings)
+            ids, labels, spans = self._assemble(sample.messages, counts, generation=False)
             keep = self._keep(labels, spans)
             spans = [span for span in spans if span[1] + span[2] <= keep]
-            encoded = _encoded(sample.id, ids[:keep], labels[:keep], sample.images, spans, len(ids) - keep)
+            encoded = _encoded(
+                *(sample.id, ids[:keep], labels[:keep], sample.images, spans, len(ids) - keep, tilings)
+            )
             if encoded.num_target_tokens == 0:
                 raise SampleRejected("no_supervised_tokens", self._nothing_left(len(ids), keep))
         except SampleRejected as error:
@@ -78,25 +91,41 @@ class Encoder:
 
         Raises SampleRejected: bad_turns, mark_in_text, too_long.
         """
-        ids, labels, spans = self._assemble(messages, len(images), generation=True)
+        tilings = self._tilings(images)
+        counts = self._token_counts(images, tilings)
+        ids, labels, spans = self._assemble(messages, counts, generation=True)
         if len(ids) > self.max_tokens:
             raise SampleRejected(
                 "too_long", f"the prompt is {len(ids)} tokens, max_tokens is {self.max_tokens}"
             )
-        return _encoded(id, ids, [IGNORE_INDEX] * len(labels), tuple(images), spans, 0)
+        return _encoded(id, ids, [IGNORE_INDEX] * len(labels), tuple(images), spans, 0, tilings)
 
     def text_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a whole conversation without pictures, however long. Raises SampleRejected."""
-        return self._assemble(messages, 0, generation=False)[0]
+        return self._assemble(messages, (), generation=False)[0]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, special tokens included."""
         return self._segments.decode(ids)
 
+    def _tilings(self, images: Sequence[ImageRef]) -> tuple[Tiling, ...]:
+        """How each picture is cut, by the size in its header; empty, and files stay closed, where the size
+        decides nothing."""
+        if not self.token_spec.depends_on_size:
+            return ()
+        found = (self.token_spec.tiling(*picture_size(image)) for image in images)
+        return tuple(tiling for tiling in found if tiling is not None)
+
+    def _token_counts(self, images: Sequence[ImageRef], tilings: Sequence[Tiling]) -> list[int]:
+        """Positions of each picture."""
+        if not tilings:
+            return [self.token_spec.tokens_per_tile] * len(images)
+        return [self.token_spec.tokens_of(tiling) for tiling in tilings]
+
     def _assemble(
-        self, messages: Sequence[Message], num_images: int, generation: bool
+        self, messages: Sequence[Message], image_tokens: Sequence[int], generation: bool
     ) -> tuple[list[int], list[int], list[Span]]:
-        """ids, labels, spans of the whole conversation, before any cut."""
+        """ids, labels, spans of the whole conversation, before any cut. image_tokens: of each picture."""
         ids: list[int] = []
         labels: list[int] = []
         spans: list[Span] = []
@@ -108,44 +137,57 @@ class Encoder:
         for piece in pieces:
             new = piece.ids
             if piece.image is not None:
-                if piece.image >= num_images:
-                    message = f"a message shows picture {piece.image}, but there are {num_images}"
+                if piece.image >= len(image_tokens):
+                    message = f"a message shows picture {piece.image}, but there are {len(image_tokens)}"
                     raise SampleRejected("image_marks", message)
-                # every geometry makes one tile: the size is not needed, and the file stays closed
-                new = (self.pad_id,) * self.token_spec.tokens_per_tile
+                new = (self.pad_id,) * image_tokens[piece.image]
                 spans.append((piece.image, len(ids), len(new)))
             ids += new
             labels += new if piece.train else (IGNORE_INDEX,) * len(new)
         return ids, labels, spans
 
     def _keep(self, labels: list[int], spans: list[Span]) -> int:
-        """How many tokens stay: all, or up to the end of an answer, or max_tokens of the first answer."""
+        """How many tokens stay: all, or up to the end of an answer, or what fits of the first answer."""
         size = len(labels)
-        if size <= self.max_tokens:
-            return size
         first = next((i for i, label in enumerate(labels) if label != IGNORE_INDEX), size)
+        room = self._room(first, spans)
+        if size <= room:
+            return size
         pictures = sum(length for _, start, length in spans if start < first)
         if pictures > self.max_tokens:
             message = f"its pictures take {pictures} tokens, max_tokens is {self.max_tokens}"
             raise SampleRejected("too_long", message)
-        ends = [
-            i
-            for i in range(1, self.max_tokens + 1)
-            if labels[i - 1] != IGNORE_INDEX and labels[i] == IGNORE_INDEX
-        ]
+        ends = [i for i in range(1, room + 1) if labels[i - 1] != IGNORE_INDEX and labels[i] == IGNORE_INDEX]
         if ends:
             return ends[-1]
-        if first >= self.max_tokens:
+        if first >= room:
             message = f"its prompt takes {first} tokens, max_tokens is {self.max_tokens}"
             raise SampleRejected("no_supervised_tokens", message)
-        return self.max_tokens
+        return room
+
+    def _room(self, first: int, spans: list[Span]) -> int:
+        """How many tokens may stay of a sample whose answers begin at `first`: max_tokens, or as far as
+        max_text_tokens of text reach; a picture in their way costs none."""
+        if self.max_text_tokens is None:
+            return self.max_tokens
+        end = first + self.max_text_tokens
+        for _, start, length in spans:
+            if first <= start < end:
+                end += length
+        return min(end, self.max_tokens)
 
     def _nothing_left(self, size: int, keep: int) -> str:
         return f"no supervised token among the {keep} of {size} tokens kept: does an assistant turn train?"
 
 
 def _encoded(
-    id: str, ids: list[int], labels: list[int], images: Sequence[ImageRef], spans: list[Span], cut: int
+    id: str,
+    ids: list[int],
+    labels: list[int],
+    images: Sequence[ImageRef],
+    spans: list[Span],
+    cut: int,
+    tilings: Sequence[Tiling],
 ) -> Encoded:
     used = sorted({image for image, _, _ in spans})  # a turn that was cut off takes its pictures along
     return Encoded(
@@ -155,6 +197,7 @@ def _encoded(
         images=tuple(images[image] for image in used),
         spans=tuple((used.index(image), start, length) for image, start, length in spans),
         cut_tokens=cut,
+        tilings=tuple(tilings[image] for image in used) if tilings else (),
     )
 
 
@@ -171,11 +214,16 @@ def _marks(template: Template) -> frozenset[str]:
 
 
 def build_encoder(
-    template: Component, tokenizer: Any, token_spec: TokenSpec, max_tokens: int, where: str = ""
+    template: Component,
+    tokenizer: Any,
+    token_spec: TokenSpec,
+    max_tokens: int,
+    where: str = "",
+    max_text_tokens: int | None = None,
 ) -> Encoder:
     """The encoder of a stage's template. `where` (file and key path) goes into errors."""
     module, options = component_options("template", template, where)
     try:
-        return Encoder(module.build(options), tokenizer, token_spec, max_tokens)
+        return Encoder(module.build(options), tokenizer, token_spec, max_tokens, max_text_tokens)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}" if where else str(error)) from error

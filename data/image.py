@@ -5,13 +5,15 @@ that an exported model sees what the trained one saw. The counterparts in transf
 - resize: SiglipImageProcessorPil(size={height: S, width: S})
 - center_crop: CLIPImageProcessorPil(size={shortest_edge: S}, crop_size={height: S, width: S})
 - pad: LlavaImageProcessorPil(do_pad=True, do_center_crop=False, size={height: S, width: S})
+- anyres: LlavaNextImageProcessorPil(size and crop_size={height: S, width: S}, do_center_crop=False)
 
-Shape legend: P tiles (one for every geometry so far), S tile side in pixels.
+Shape legend: P tiles (one, but for anyres), S tile side in pixels.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 import threading
 import warnings
@@ -19,18 +21,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from prismcap.data.schema import ImageSpec, SampleRejected
+from prismcap.data.anyres import Tiling
+from prismcap.data.schema import ImageRef, ImageSpec, SampleRejected, SizedImageRef
 
 # what PIL's decoders raise on damaged files, besides their own subclasses of these
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error)
 # the square around, or the strip before the crop of, a very long picture: 100 Mpx are 300 MB
 MAX_INTERMEDIATE_PIXELS = 100_000_000
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _PIL_BOUND_LOCK = threading.Lock()
 
 
@@ -47,6 +52,10 @@ class FileImage:
     def load(self) -> Image.Image:
         """The RGB picture; see open_image."""
         return open_image(self.path, self.max_pixels)
+
+    def height_width(self) -> tuple[int, int]:
+        """Of the upright picture, in pixels; see upright_size."""
+        return upright_size(self.path, self.max_pixels)
 
     def fingerprint(self) -> str:
         """A hash of the file's bytes. Raises SampleRejected("image_missing")."""
@@ -93,28 +102,64 @@ def open_image(path: Path, max_pixels: int) -> Image.Image:
 
     Raises SampleRejected: image_missing, image_corrupt, or image_too_large (more than max_pixels).
     """
-    _existing(path)
+    return read_image(_existing(path), str(path), max_pixels)
+
+
+def read_image(file: Path | BinaryIO, name: str, max_pixels: int) -> Image.Image:
+    """open_image of a file that is there, or of its bytes; `name` goes into errors."""
+    with _opened(file, name, max_pixels) as image:
+        image.load()
+        return _to_rgb(_upright(image))
+
+
+def upright_size(path: Path, max_pixels: int) -> tuple[int, int]:
+    """(height, width) of what open_image gives, from the file's header. Raises SampleRejected as it does."""
+    return read_size(_existing(path), str(path), max_pixels)
+
+
+def read_size(file: Path | BinaryIO, name: str, max_pixels: int) -> tuple[int, int]:
+    """upright_size of a file that is there, or of its bytes; `name` goes into errors."""
+    with _opened(file, name, max_pixels) as image:
+        width, height = image.size
+        # a TIFF's size is that of the upright picture already
+        turned = image.format != "TIFF" and _orientation(image) in _TURNED
+        return (width, height) if turned else (height, width)
+
+
+def picture_size(image: ImageRef) -> tuple[int, int]:
+    """(height, width) in pixels. The picture is loaded only where it cannot tell its size otherwise.
+
+    Raises SampleRejected.
+    """
+    if isinstance(image, SizedImageRef):
+        return image.height_width()
+    picture = image.load()
+    return picture.height, picture.width
+
+
+@contextmanager
+def _opened(file: Path | BinaryIO, name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """The file with its header read and its size checked; errors inside become SampleRejected too."""
     try:
-        with _pil_bound(max_pixels), Image.open(path) as image:
+        with _pil_bound(max_pixels), Image.open(file) as image:
             width, height = image.size
             if width * height > max_pixels:
-                raise _too_large(path, f"{width} x {height} pixels", max_pixels)
-            image.load()
-            return _to_rgb(_upright(image))
+                raise _too_large(name, f"{width} x {height} pixels", max_pixels)
+            yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(path, "the size in its header", max_pixels) from error
+        raise _too_large(name, "the size in its header", max_pixels) from error
     except SampleRejected:
         raise
     except PermissionError as error:
-        raise SampleRejected("image_missing", f"{path}: cannot be read: {error}") from error
+        raise SampleRejected("image_missing", f"{name}: cannot be read: {error}") from error
     except _DECODE_ERRORS as error:
-        raise SampleRejected("image_corrupt", f"{path}: not a readable picture: {error}") from error
+        raise SampleRejected("image_corrupt", f"{name}: not a readable picture: {error}") from error
 
 
-def _too_large(path: Path, what: str, max_pixels: int) -> SampleRejected:
+def _too_large(name: str, what: str, max_pixels: int) -> SampleRejected:
     return SampleRejected(
         "image_too_large",
-        f"{path}: {what} is more than max_image_pixels={max_pixels}. Shrink the picture or raise the bound.",
+        f"{name}: {what} is more than max_image_pixels={max_pixels}. Shrink the picture or raise the bound.",
     )
 
 
@@ -144,6 +189,14 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
+def _orientation(image: Image.Image) -> int:
+    """As _upright sees it."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _DECODE_ERRORS:
+        return 1
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         # convert("RGB") would clip 16-bit grey at 255 and leave a white picture
@@ -156,24 +209,50 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_tiles(image: Image.Image, spec: ImageSpec, name: str = "a picture") -> Tensor:
-    """tiles_P3SS, float32, normalised by the spec's mean and std. P = 1.
+    """tiles_P3SS, float32, normalised by the spec's mean and std. P = 1, but for anyres.
 
     resize: squashed to S x S. center_crop: shortest side to S, the middle cut out. pad: first made
-    square with bars of the mean colour (LLaVA's expand2square), then resized. Bicubic, antialiased.
+    square with bars of the mean colour (LLaVA's expand2square), then resized. anyres: the whole picture
+    squashed, then the tiles of its grid (data/anyres.py). Bicubic, antialiased.
     Raises SampleRejected("image_too_elongated"), naming the picture by `name`, when a step between would
     take too much memory.
     """
     side = spec.size_px
+    tiling = spec.tiling(image.height, image.width)
+    if tiling is not None:
+        overview = image.resize((side, side), Image.Resampling.BICUBIC)
+        return torch.stack([_normalised(tile, spec) for tile in (overview, *_cut(image, tiling, side))])
     if spec.geometry == "resize":
         square = image.resize((side, side), Image.Resampling.BICUBIC)
     elif spec.geometry == "center_crop":
         square = _center_crop(image, side, name)
     else:
         square = _pad_to_square(image, spec.mean, name).resize((side, side), Image.Resampling.BICUBIC)
+    return _normalised(square, spec)[None]
+
+
+def _normalised(square: Image.Image, spec: ImageSpec) -> Tensor:
+    """[3, S, S]."""
     # the order of roundings is that of transformers' rescale and normalize
     pixels = (np.asarray(square).astype(np.float64) * (1 / 255)).astype(np.float32)
     mean, std = (np.array(values, dtype=np.float32) for values in (spec.mean, spec.std))
-    return torch.from_numpy(np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)))[None]
+    return torch.from_numpy(np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)))
+
+
+def _cut(image: Image.Image, tiling: Tiling, side: int) -> Iterator[Image.Image]:
+    """The tiles of the grid, row by row: the picture scaled into it, with black bars (as in LLaVA)."""
+    wide, high = tiling.columns * side, tiling.rows * side
+    across, down = wide / image.width, high / image.height
+    if across < down:
+        size = wide, min(math.ceil(image.height * across), high)
+    else:
+        size = min(math.ceil(image.width * down), wide), high
+    canvas = Image.new("RGB", (wide, high))
+    scaled = image.resize(size, Image.Resampling.BICUBIC)
+    canvas.paste(scaled, ((wide - size[0]) // 2, (high - size[1]) // 2))
+    for top in range(0, high, side):
+        for left in range(0, wide, side):
+            yield canvas.crop((left, top, left + side, top + side))
 
 
 def _center_crop(image: Image.Image, side: int, name: str) -> Image.Image:

@@ -1,7 +1,7 @@
 """A page that shows training samples as the model gets them: pictures, text, and what is learned.
 
-The picture is the tile itself with the normalisation undone, the text is decoded from the ids, and
-colour comes from the labels: what is wrong in the data path is visible here.
+The picture is the tile itself, with anyres each of its tiles, the normalisation undone; the text is decoded
+from the ids, and colour comes from the labels: what is wrong in the data path is visible here.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
+
+from torch import Tensor
 
 from prismcap.data.encode import Encoder
 from prismcap.data.image import from_tile, to_tiles
@@ -40,6 +42,7 @@ class ShownSample:
     source: str
     runs: tuple[Run, ...]
     tiles: tuple[str, ...]  # data URIs
+    tile_names: tuple[str, ...]
     num_tokens: int
     num_image_tokens: int
     num_target_tokens: int
@@ -69,7 +72,7 @@ def inspect_mix(mix: Mix, encoder: Encoder, spec: ImageSpec, num: int) -> Inspec
         try:
             sample = mix.sample_at(position)
             encoded = encoder.encode(sample)
-            tiles = tuple(_data_uri(image, spec) for image in encoded.images)
+            tiles = dict(_named_tiles(encoded.images, spec))
         except SampleRejected as error:
             rejected[error.reason] += 1
             if len(messages) < _SHOWN_REJECTIONS:
@@ -79,12 +82,13 @@ def inspect_mix(mix: Mix, encoder: Encoder, spec: ImageSpec, num: int) -> Inspec
     return Inspection(tuple(shown), tried, dict(rejected.most_common()), tuple(messages))
 
 
-def _shown(encoded: Encoded, source: str, tiles: tuple[str, ...], encoder: Encoder) -> ShownSample:
+def _shown(encoded: Encoded, source: str, tiles: dict[str, str], encoder: Encoder) -> ShownSample:
     return ShownSample(
         id=encoded.id,
         source=source,
         runs=tuple(token_runs(encoded, encoder)),
-        tiles=tiles,
+        tiles=tuple(tiles.values()),
+        tile_names=tuple(tiles),
         num_tokens=len(encoded),
         num_image_tokens=sum(length for _, _, length in encoded.spans),
         num_target_tokens=encoded.num_target_tokens,
@@ -115,9 +119,17 @@ def token_runs(encoded: Encoded, encoder: Encoder) -> Iterator[Run]:
             yield Run("context", encoder.decode([ids[i] for i in run]), len(run))
 
 
-def _data_uri(image: ImageRef, spec: ImageSpec) -> str:
+def _named_tiles(images: Sequence[ImageRef], spec: ImageSpec) -> Iterator[tuple[str, str]]:
+    """Name and data URI of every tile."""
+    for number, image in enumerate(images, start=1):
+        for place, tile in enumerate(to_tiles(image.load(), spec, str(image))):
+            part = "" if not spec.grids else f", tile {place}" if place else ", overview"
+            yield f"picture {number}{part}", _data_uri(tile, spec)
+
+
+def _data_uri(tile_3SS: Tensor, spec: ImageSpec) -> str:
     stream = io.BytesIO()
-    from_tile(to_tiles(image.load(), spec, str(image))[0], spec).save(stream, "PNG")
+    from_tile(tile_3SS, spec).save(stream, "PNG")
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 

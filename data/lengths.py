@@ -1,7 +1,8 @@
 """How long every sample of a mix is, known before training: the length index.
 
-A sample is measured by encoding its text; pictures stay closed. For sources that read files the lengths
-are kept in the cache folder, under a hash of all that decides them; what is generated is measured anew.
+A sample is measured by encoding its text; pictures stay closed, but for the headers of files with anyres.
+For sources that read files the lengths are kept in the cache folder, under a hash of all that decides them;
+what is generated is measured anew.
 A kept file is replaced whole, so any number of processes may read and write at once: of two that
 measured the same samples at the same time either file is right.
 """
@@ -11,11 +12,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-import os
 import sys
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from prismcap.configs.cache import cache_dir
-from prismcap.data import encode, tokenize
+from prismcap.configs.files import replace_file
+from prismcap.data import anyres, encode, tokenize
 from prismcap.data.encode import Encoder
 from prismcap.data.mix import Mix
 from prismcap.data.schema import Encoded, SampleRejected
+from prismcap.data.sources import _rows, _turns
 from prismcap.data.sources._contract import FileSource
 from prismcap.data.workers import read_ahead
 
@@ -39,7 +41,8 @@ _INLINE_SAMPLES = 1024  # fewer are measured before a worker would have started
 
 @dataclass(frozen=True)
 class Measure:
-    """tokens of an encoded sample, and its different pictures; both 0 for a sample that is rejected."""
+    """tokens of an encoded sample, and the tiles of its different pictures (one each, but for anyres); both 0
+    for a sample that is rejected."""
 
     tokens: int
     num_images: int
@@ -48,7 +51,7 @@ class Measure:
     def of(cls, outcome: Encoded | SampleRejected) -> Measure:
         if isinstance(outcome, SampleRejected):
             return cls(0, 0)
-        return cls(len(outcome), len(set(outcome.images)))
+        return cls(len(outcome), outcome.num_tiles)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +74,7 @@ class LengthIndex:
 
     def missing(self, mix: Mix, num_positions: int) -> np.ndarray:
         """int64 [n, 2]: source and index of what the first positions of the run need and is not measured."""
-        if num_positions >= len(mix):
+        if num_positions >= mix.num_until_all:
             found = [
                 np.stack([np.full(len(at), source), at], axis=1)
                 for source, table in enumerate(self.tables)
@@ -140,17 +143,9 @@ def keep_index(index: LengthIndex, mix: Mix, encoder: Encoder) -> None:
     for table, path in zip(index.tables, _paths(mix, encoder), strict=True):
         if path is None:
             continue
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with aside.open("wb") as file:
-                    np.save(file, table, allow_pickle=False)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(aside, path)
-            finally:
-                aside.unlink(missing_ok=True)
+            replace_file(path, partial(np.save, arr=table, allow_pickle=False))
         except OSError as error:
             log.warning("%s: the lengths of the samples are not kept for later runs: %s", path, error)
 
@@ -171,10 +166,10 @@ def _key(source: FileSource, encoder: Encoder) -> str:
         source.fingerprint(),
         repr(encoder.template),
         repr(encoder.token_spec),
-        str(encoder.max_tokens),
+        f"{encoder.max_tokens} {encoder.max_text_tokens}",
         tokenizer.backend_tokenizer.to_str(),
         repr(tokenizer.all_special_tokens),
-        *(inspect.getsource(module) for module in (encode, tokenize)),
+        *(inspect.getsource(module) for module in (anyres, encode, tokenize, _rows, _turns)),
         *(inspect.getsource(sys.modules[type(part).__module__]) for part in (source, encoder.template)),
     ]
     for text in texts:

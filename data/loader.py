@@ -76,6 +76,10 @@ class StepLoader:
     lengths: LengthIndex | None = None
     pin_memory: bool = False
 
+    def __post_init__(self) -> None:
+        counts = self.mix.per_step
+        assert counts is None or sum(counts) == self.batch.samples_per_step
+
     def __len__(self) -> int:
         return self.num_steps
 
@@ -170,7 +174,7 @@ class StepLoader:
 
     def _too_many_images(self, item: Encoded) -> SampleRejected:
         limit = self.batch.images_per_micro_batch
-        message = f"{len(set(item.images))} pictures, and batch.images_per_micro_batch is {limit}"
+        message = f"{item.num_tiles} image tiles, and batch.images_per_micro_batch is {limit}"
         return SampleRejected("too_many_images", f"sample {item.id!r}: {message}")
 
 
@@ -179,9 +183,10 @@ def _check_measure(expected: Measure, outcome: Encoded | SampleRejected) -> None
     found = Measure.of(outcome)
     if isinstance(outcome, Encoded) and found != expected:
         raise DataError(
-            f"sample {outcome.id!r} has {found.tokens} tokens and {found.num_images} pictures, and had "
-            f"{expected.tokens} and {expected.num_images} when lengths were measured: its file has changed "
-            f"since. Start again; if that does not help, delete {cache_dir() / 'lengths'}"
+            f"sample {outcome.id!r} has {found.tokens} tokens and {found.num_images} image tiles, and had "
+            f"{expected.tokens} and {expected.num_images} when lengths were measured: its file, or that of a "
+            "picture, has changed since. Start again; if that does not help, delete "
+            f"{cache_dir() / 'lengths'}"
         )
 
 

@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from prismcap.data.anyres import Tiling
 from prismcap.data.image import to_tiles
 from prismcap.data.plan import row_width
 from prismcap.data.schema import IGNORE_INDEX, Batch, Encoded, ImageRef, ImageSpec, SampleRejected
@@ -74,6 +75,8 @@ def make_batches(
             for ref in item.images:
                 if ref not in inputs:
                     inputs[ref] = images.read(ref)
+            for ref, tiling in item.tiling_of.items():
+                _check_size(ref, tiling, *inputs[ref])
         except SampleRejected as error:
             named = SampleRejected(error.reason, f"sample {item.id!r}: {error}")
             if on_reject is None:
@@ -90,13 +93,24 @@ def make_batches(
     return batches
 
 
+def _check_size(ref: ImageRef, tiling: Tiling, pixels: Tensor, size: tuple[int, int]) -> None:
+    if size != (tiling.height, tiling.width) or len(pixels) != tiling.num_tiles:
+        raise SampleRejected(
+            "image_size_differs",
+            f"{ref}: {size[0]} x {size[1]} pixels (height, width) in {len(pixels)} tiles, and "
+            f"{tiling.height} x {tiling.width} in {tiling.num_tiles} when its sample was encoded: the file "
+            "was changed, or its header says another size than its pixels. Save it anew.",
+        )
+
+
 def collate(
     rows: Sequence[Sequence[Encoded]],
     pad_id: int,
     inputs: dict[ImageRef, tuple[Tensor, tuple[int, int]]],
     kind: Literal["tiles", "features"] = "tiles",
 ) -> Batch:
-    """One batch of packed rows. `inputs` holds what ImageInputs.read gave for every picture in them."""
+    """One batch of packed rows. `inputs` holds what ImageInputs.read gave for every picture in them; how
+    pictures are cut, and then their sizes, are those that the samples were encoded with."""
     shape = (len(rows), row_width(max((sum(len(item) for item in row) for row in rows), default=1)))
     input_ids = torch.full(shape, pad_id, dtype=torch.long)
     labels = torch.full(shape, IGNORE_INDEX, dtype=torch.long)
@@ -104,10 +118,12 @@ def collate(
     segment_ids = torch.zeros(shape, dtype=torch.long)
     spans: list[tuple[int, int, int, int]] = []
     index_of: dict[ImageRef, int] = {}
+    tilings: dict[ImageRef, Tiling] = {}
     for number, row in enumerate(rows):
         start = 0
         for segment, item in enumerate(row, start=1):
             end = start + len(item)
+            tilings.update(item.tiling_of)
             input_ids[number, start:end] = item.input_ids
             labels[number, start:end] = item.labels
             position_ids[number, start:end] = torch.arange(len(item))
@@ -119,6 +135,9 @@ def collate(
     read = [inputs[ref] for ref in index_of]
     pixels = torch.cat([tensor for tensor, _ in read]) if read else None
     counts = torch.tensor([len(tensor) for tensor, _ in read], dtype=torch.long)
+    cut = [tilings[ref] for ref in index_of if ref in tilings]
+    sizes = [(tiling.height, tiling.width) for tiling in cut] or [size for _, size in read]
+    grids = [(tiling.rows, tiling.columns) for tiling in cut]
     return Batch(
         input_ids=input_ids,
         labels=labels,
@@ -126,9 +145,10 @@ def collate(
         segment_ids=segment_ids,
         spans=torch.tensor(spans, dtype=torch.long).reshape(-1, 4),
         tile_image=torch.repeat_interleave(torch.arange(len(read)), counts),
-        image_sizes=torch.tensor([size for _, size in read], dtype=torch.long).reshape(-1, 2),
+        image_sizes=torch.tensor(sizes, dtype=torch.long).reshape(-1, 2),
         tiles=pixels if kind == "tiles" else None,
         features=pixels if kind == "features" else None,
+        image_grids=torch.tensor(grids, dtype=torch.long) if grids else None,
         sample_ids=tuple(item.id for row in rows for item in row),
     )
 

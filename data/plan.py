@@ -73,8 +73,8 @@ def plan_step(
     """The plan of a step whose sample i has tokens[i] tokens and num_images[i] pictures.
 
     Every sample is in one row; no row has more than row_tokens tokens, no micro-batch more than
-    rows_per_micro_batch rows and images_per_micro_batch pictures. Raises DataError for a sample that
-    no row takes.
+    rows_per_micro_batch rows and images_per_micro_batch pictures (with anyres: tiles of pictures). Raises
+    DataError for a sample that no row takes.
     """
     _check_fit(tokens, num_images, batch)
     if batch.packing:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from prismcap.configs.errors import DataError
+from prismcap.data.anyres import Grid, Tiling, best_grid
 
 Role = Literal["system", "user", "assistant"]
-Geometry = Literal["resize", "center_crop", "pad"]
+Geometry = Literal["resize", "center_crop", "pad", "anyres"]
 IGNORE_INDEX = -100
 
 
@@ -37,6 +38,14 @@ class ImageRef(Protocol):
 
     def fingerprint(self) -> str:
         """A content hash: equal exactly when the pixels are equal. Keys the feature cache."""
+
+
+@runtime_checkable
+class SizedImageRef(ImageRef, Protocol):
+    """A picture whose size is known without its pixels (data/image.py: picture_size)."""
+
+    def height_width(self) -> tuple[int, int]:
+        """In pixels, of what `load` gives. Raises SampleRejected as `load` does."""
 
 
 @dataclass(frozen=True)
@@ -74,23 +83,61 @@ class Sample:
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How a picture becomes tiles. mean/std are per RGB channel on the 0..1 scale."""
+    """How a picture becomes tiles. mean/std are per RGB channel on the 0..1 scale. grids: of tiles, those
+    that anyres chooses from; no other geometry has any."""
 
     size_px: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     geometry: Geometry = "resize"
+    grids: tuple[Grid, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.geometry == "anyres") != bool(self.grids):
+            raise ValueError(f"geometry {self.geometry} with the grids {self.grids}: anyres alone has grids")
+
+    @property
+    def most_tiles(self) -> int:
+        """Of one picture."""
+        return 1 + max((rows * columns for rows, columns in self.grids), default=0)
+
+    def tiling(self, height: int, width: int) -> Tiling | None:
+        """How a picture of this size in pixels is cut; None where every picture is one tile."""
+        if not self.grids:
+            return None
+        return Tiling(height, width, *best_grid(height, width, self.grids, self.size_px))
 
 
 @dataclass(frozen=True)
 class TokenSpec:
-    """How many LLM positions a picture takes, after encoder and connector."""
+    """How many LLM positions a picture takes, after encoder and connector.
+
+    tile_tokens: rows and columns of a tile's tokens, where they lie in a grid. image_spec: with anyres, where
+    the picture's size decides; else None.
+    """
 
     tokens_per_tile: int
+    tile_tokens: Grid | None = None
+    image_spec: ImageSpec | None = None
 
-    def token_count(self, height: int, width: int) -> int:  # noqa: ARG002
-        """Positions for a picture of this size in pixels. One tile for every geometry so far."""
-        return self.tokens_per_tile
+    @property
+    def depends_on_size(self) -> bool:
+        return self.image_spec is not None
+
+    def tiling(self, height: int, width: int) -> Tiling | None:
+        """See ImageSpec.tiling."""
+        return None if self.image_spec is None else self.image_spec.tiling(height, width)
+
+    def tokens_of(self, tiling: Tiling | None) -> int:
+        """Positions of a picture that is cut like this; None: into one tile."""
+        if tiling is None:
+            return self.tokens_per_tile
+        assert self.tile_tokens is not None
+        return tiling.num_tokens(self.tile_tokens)
+
+    def token_count(self, height: int, width: int) -> int:
+        """Positions for a picture of this size in pixels."""
+        return self.tokens_of(self.tiling(height, width))
 
 
 @dataclass(frozen=True)
@@ -119,7 +166,8 @@ class TemplateSpec:
 @dataclass(frozen=True)
 class Encoded:
     """One sample, ready to pack. input_ids[T] long; labels[T] long, unshifted, IGNORE_INDEX off the
-    supervised text; images[M] in order; spans = (image, start, length) over T."""
+    supervised text; images[M] in order; spans = (image, start, length) over T. tilings[M]: how each picture
+    is cut; empty where every picture is one tile."""
 
     id: str
     input_ids: Tensor
@@ -127,6 +175,7 @@ class Encoded:
     images: tuple[ImageRef, ...]
     spans: tuple[tuple[int, int, int], ...]
     cut_tokens: int = 0
+    tilings: tuple[Tiling, ...] = ()
 
     def __len__(self) -> int:
         return int(self.input_ids.numel())
@@ -135,6 +184,18 @@ class Encoded:
     def num_target_tokens(self) -> int:
         # position 0 predicts nothing: the shift in the loss drops its label
         return int((self.labels[1:] != IGNORE_INDEX).sum())
+
+    @property
+    def tiling_of(self) -> dict[ImageRef, Tiling]:
+        """By picture; empty where every picture is one tile."""
+        return dict(zip(self.images, self.tilings, strict=True)) if self.tilings else {}
+
+    @property
+    def num_tiles(self) -> int:
+        """Of its different pictures."""
+        if not self.tilings:
+            return len(set(self.images))
+        return sum(tiling.num_tiles for tiling in self.tiling_of.values())
 
 
 @dataclass
@@ -146,6 +207,7 @@ class Batch:
     tiles float [P, 3, S, S], or features [P, K, D] from the cache in their place: exactly one of
     them is set when there are pictures, neither when there are none.
     tile_image long [P]: the image of each tile. image_sizes long [M, 2]: height, width in pixels.
+    image_grids long [M, 2]: with anyres, rows and columns of the tiles after the overview; else None.
     spans long [R, 4]: image, row, start, length.
     """
 
@@ -158,6 +220,7 @@ class Batch:
     image_sizes: Tensor
     tiles: Tensor | None = None
     features: Tensor | None = None
+    image_grids: Tensor | None = None
     sample_ids: tuple[str, ...] = ()
 
     @property
@@ -170,6 +233,13 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         return int((self.segment_ids > 0).sum())
+
+    def tilings(self) -> list[Tiling] | None:
+        """How each picture is cut; None where every picture is one tile, or several in no grid."""
+        if self.image_grids is None:
+            return None
+        both = zip(self.image_sizes.tolist(), self.image_grids.tolist(), strict=True)
+        return [Tiling(*size, *grid) for size, grid in both]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """A copy with every tensor on `device`."""

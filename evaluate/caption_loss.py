@@ -46,7 +46,7 @@ def sample_losses(
 def _batch_losses(
     captioner: Captioner, encoded: Sequence[Encoded], store: FeatureStore, pad_id: int
 ) -> list[float]:
-    # sizes in pixels mean nothing to one tile per picture
+    # sizes in pixels mean nothing to one tile per picture; with anyres the samples know them
     inputs = {image: (store[image], (0, 0)) for item in encoded for image in item.images}
     batch = collate([[item] for item in encoded], pad_id, inputs, kind="features").to(captioner.device)
     hidden_BTH = captioner.hidden_states(batch)

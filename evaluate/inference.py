@@ -1,6 +1,6 @@
 """A captioner at work on many pictures: each is drawn and encoded once, texts are generated in batches.
 
-Shape legend: P pictures, K patches, D encoder width, S tile side in pixels.
+Shape legend: P tiles, K patches, D encoder width, S tile side in pixels.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def inference(captioner: Captioner, precision: Precision) -> Iterator[None]:
 
 @dataclass
 class FeatureStore:
-    """Encoder features of pictures, in memory: features_1KD by picture.
+    """Encoder features of pictures, in memory: features_PKD by picture, P = 1 but for anyres.
 
     on_draw is called once with each picture as it was drawn, for keeping a thumbnail. Use inside
-    `inference`. Memory: K x D numbers per picture, in bf16 under autocast.
+    `inference`. Memory: K x D numbers per tile, in bf16 under autocast.
     """
 
     captioner: Captioner
@@ -82,22 +82,21 @@ class FeatureStore:
                 tiles = (waiting or pool.submit(self._draw, batch)).result()
                 following = new[start + self.batch_size : start + 2 * self.batch_size]
                 waiting = pool.submit(self._draw, following) if following else None
-                features_PKD = self.captioner.encode_images(tiles.to(device))
+                features_PKD = self.captioner.encode_images(torch.cat(tiles).to(device))
+                parts = features_PKD.split([len(part) for part in tiles])
                 # clones: a view would keep the whole batch alive
-                self._features.update(
-                    (image, row.clone()[None]) for image, row in zip(batch, features_PKD, strict=True)
-                )
+                self._features.update((image, part.clone()) for image, part in zip(batch, parts, strict=True))
                 progress(len(batch))
 
-    def _draw(self, images: Sequence[ImageRef]) -> Tensor:
-        """tiles_P3SS."""
+    def _draw(self, images: Sequence[ImageRef]) -> list[Tensor]:
+        """tiles_P3SS of each picture."""
         tiles = []
         for image in images:
             picture = image.load()
             if self.on_draw is not None:
                 self.on_draw(image, picture)
             tiles.append(to_tiles(picture, self.spec, str(image)))
-        return torch.cat(tiles)
+        return tiles
 
 
 @dataclass(frozen=True)

@@ -187,13 +187,17 @@ def _encoder(captioner: Captioner, stage: StageConfig, where: str) -> Encoder:
     if captioner.tokenizer is None:
         raise ConfigError(f"{where}: the LLM has no tokenizer, so there is no text to measure")
     return build_encoder(
-        stage.template, captioner.tokenizer, captioner.token_spec, stage.data.max_tokens, f"{where}.template"
+        stage.template,
+        captioner.tokenizer,
+        captioner.token_spec_of(stage.data),
+        stage.data.max_tokens,
+        f"{where}.template",
+        stage.data.max_text_tokens,
     )
 
 
 def _store(captioner: Captioner, stage: StageConfig, batch_size: int, **options: Any) -> FeatureStore:
-    spec = replace(captioner.image_spec, geometry=stage.data.geometry)
-    return FeatureStore(captioner, spec, batch_size, **options)
+    return FeatureStore(captioner, captioner.image_spec_of(stage.data), batch_size, **options)
 
 
 def stage_caption_loss(
@@ -220,8 +224,8 @@ def stage_caption_loss(
         store.add([item.image for item in captions], bar.update)
         encoded = [encoder.encode(item.sample) for item in captions]
         others = [
-            replace(entry, images=(captions[partner].image,))
-            for entry, partner in zip(encoded, partners, strict=True)
+            encoder.encode(replace(item.sample, images=(captions[partner].image,)))
+            for item, partner in zip(captions, partners, strict=True)
         ]
         true, shuffled = (
             sample_losses(

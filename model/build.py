@@ -12,6 +12,7 @@ from prismcap.configs.errors import ConfigError
 from prismcap.configs.registry import component_options
 from prismcap.configs.schema.run import ModelConfig
 from prismcap.model.captioner import Captioner
+from prismcap.model.connector._newline import Newline
 from prismcap.model.contracts import Connector, LanguageModel, VisionEncoder
 
 # config keys of transformers' models that change the logits after lm_head, and the value that does not
@@ -50,6 +51,9 @@ def build_captioner(config: ModelConfig, where: str = "", seed: int = 0) -> Capt
         _check_class_tokens(vision_encoder, connector, prefix, config.connector.name)
         if getattr(options, "match_embedding_std", False):
             scale_to_embeddings(connector, vision_encoder, llm.get_input_embeddings().weight)
+        if config.image_newline:
+            _check_grid(connector, prefix, config.connector.name)
+            connector.newline = Newline(llm_width)
     captioner = Captioner(vision_encoder, connector, llm, language_model.tokenizer)
     captioner.requires_grad_(False)
     return captioner.eval()
@@ -63,6 +67,15 @@ def _check_class_tokens(
             f"{prefix}.vision_encoder.class_token: keep: the connector {connector_name} makes tokens of the "
             "patches of a grid, and has no place for the class token. Set class_token: drop, or take a "
             "connector that looks at all features"
+        )
+
+
+def _check_grid(connector: Connector, prefix: str, connector_name: str) -> None:
+    if connector.token_grid is None:
+        raise ConfigError(
+            f"{prefix}.image_newline: true (for geometry: anyres): the tokens of the connector "
+            f"{connector_name} lie in no grid, so tiles make no map with rows to end. Take linear, mlp, "
+            "patch_concat, pixel_shuffle or pooling, or another data.geometry and image_newline: false"
         )
 
 

@@ -1,19 +1,20 @@
 """The captioner: vision encoder, connector and LLM in one module.
 
 Shape legend: P tiles, S tile side in pixels, K patches, D encoder width, N tokens of a tile,
-B rows, T positions, H LLM width, M images, R spans.
+B rows, T positions, H LLM width, M images, R spans, Q tokens of all tiles (P x N; one more with a newline).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prismcap.data.schema import IGNORE_INDEX, Batch, DataError, ImageSpec, TokenSpec
+from prismcap.configs.schema.data import DataConfig
+from prismcap.data.schema import IGNORE_INDEX, Batch, DataError, Grid, ImageSpec, TokenSpec
 from prismcap.model.attention import attention_inputs, check_window, is_flattened
 from prismcap.model.contracts import Connector, VisionEncoder
 from prismcap.model.huggingface import set_checkpointing
@@ -50,7 +51,18 @@ class Captioner(nn.Module):
 
     @property
     def token_spec(self) -> TokenSpec:
-        return TokenSpec(tokens_per_tile=self.connector.num_tokens)
+        return TokenSpec(self.connector.num_tokens, self.connector.token_grid)
+
+    def image_spec_of(self, data: DataConfig) -> ImageSpec:
+        """How the pictures of a stage become tiles."""
+        return replace(self.image_spec, geometry=data.geometry, grids=data.grids)
+
+    def token_spec_of(self, data: DataConfig) -> TokenSpec:
+        """How many positions the pictures of a stage take."""
+        spec = self.image_spec_of(data)
+        # configs/schema/run.py and build.py let no stage have grids otherwise
+        assert not spec.grids or self.connector.newline is not None
+        return replace(self.token_spec, image_spec=spec if spec.grids else None)
 
     @property
     def device(self) -> torch.device:
@@ -105,10 +117,21 @@ class Captioner(nn.Module):
             # every rank runs the same modules in every step, or collectives over gradients hang; adding
             # it here and not to the loss keeps the backward pass the same as well
             return embeddings_BTH + 0.0 * self._dummy_tokens().sum().to(embeddings_BTH.dtype)
-        tokens_PNH: Tensor = self.connector(features_PKD)
-        target, source = span_indices(batch, len(tokens_PNH), self.connector.num_tokens)
-        tokens = tokens_PNH.flatten(0, 1)[source].to(embeddings_BTH.dtype)
+        tokens_QH = self._image_tokens(features_PKD)
+        connector = self.connector
+        if batch.image_grids is not None and connector.newline is None:
+            raise DataError(f"pictures in grids of tiles, and the model has no image_newline{_of(batch)}")
+        target, source = span_indices(batch, len(features_PKD), connector.num_tokens, connector.token_grid)
+        tokens = tokens_QH[source].to(embeddings_BTH.dtype)
         return embeddings_BTH.flatten(0, 1).index_copy(0, target, tokens).view_as(embeddings_BTH)
+
+    def _image_tokens(self, features_PKD: Tensor) -> Tensor:
+        """tokens_QH: those of all tiles, then the newline where there is one (in every step: see embed)."""
+        tokens_PNH: Tensor = self.connector(features_PKD)
+        tokens_QH = tokens_PNH.flatten(0, 1)
+        if self.connector.newline is not None:
+            tokens_QH = self.connector.newline(tokens_QH)
+        return tokens_QH
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """[B, T, H]: the LLM's last hidden states, each sample seeing itself alone."""
@@ -143,7 +166,7 @@ class Captioner(nn.Module):
         return logits_BTV
 
     def _dummy_tokens(self) -> Tensor:
-        """tokens_PNH of one blank tile; through the encoder too when the other ranks need that."""
+        """tokens_QH of one blank tile; through the encoder too when the other ranks need that."""
         parameter = next(self.connector.parameters())
         encoder = self.vision_encoder
         if self.trains_encoder or self.always_encodes:
@@ -152,14 +175,17 @@ class Captioner(nn.Module):
         else:
             shape = (1, encoder.features_per_tile, encoder.hidden_size)
             features = torch.zeros(shape, device=self.device, dtype=parameter.dtype)
-        tokens_PNH: Tensor = self.connector(features)
-        return tokens_PNH
+        return self._image_tokens(features)
 
 
-def span_indices(batch: Batch, num_tiles: int, tokens_per_tile: int) -> tuple[Tensor, Tensor]:
+def span_indices(
+    batch: Batch, num_tiles: int, tokens_per_tile: int, token_grid: Grid | None = None
+) -> tuple[Tensor, Tensor]:
     """Where image tokens go in the flattened rows, and where they come from in the flattened tiles.
 
-    Both long [sum of span lengths]. An image may have several tiles (contiguous) and several spans.
+    Both long [sum of span lengths]. An image may have several tiles (contiguous) and several spans. Its
+    tokens are those of its tiles in order, or with anyres those that Tiling.token_order names for tiles of
+    token_grid = (rows, columns) of tokens; the newline comes from behind the last tile.
     Raises DataError when lengths, rows, images or labels disagree.
     """
     rows, row_tokens = batch.input_ids.shape
@@ -179,7 +205,8 @@ def span_indices(batch: Batch, num_tiles: int, tokens_per_tile: int) -> tuple[Te
             f"span {_first(batch.spans, outside)} (image, row, start, length) lies outside "
             f"{num_images} images and rows of {rows} x {row_tokens}{_of(batch)}"
         )
-    expected_R = tiles_M[image_R] * tokens_per_tile
+    order, tokens_M = _token_order(batch, tiles_M, tokens_per_tile, token_grid)
+    expected_R = tokens_M[image_R]
     if bool((length_R != expected_R).any()):
         wrong = length_R != expected_R
         raise DataError(
@@ -188,16 +215,37 @@ def span_indices(batch: Batch, num_tiles: int, tokens_per_tile: int) -> tuple[Te
         )
     if len(image_R.unique()) != num_images:
         raise DataError(f"{num_images} images, but spans show only {len(image_R.unique())}{_of(batch)}")
-    first_tile_M = tiles_M.cumsum(0) - tiles_M
     within = torch.arange(int(length_R.sum()), device=length_R.device)
     within -= (length_R.cumsum(0) - length_R).repeat_interleave(length_R)
     target = (row_R * row_tokens + start_R).repeat_interleave(length_R) + within
-    source = (first_tile_M[image_R] * tokens_per_tile).repeat_interleave(length_R) + within
+    source = order[(tokens_M.cumsum(0) - tokens_M)[image_R].repeat_interleave(length_R) + within]
     if len(target.unique()) != len(target):
         raise DataError(f"image spans overlap: {batch.spans.tolist()}{_of(batch)}")
     if bool((batch.labels.flatten()[target] != IGNORE_INDEX).any()):
         raise DataError(f"a label falls on an image token{_of(batch)}")
     return target, source
+
+
+def _token_order(
+    batch: Batch, tiles_M: Tensor, tokens_per_tile: int, token_grid: Grid | None
+) -> tuple[Tensor, Tensor]:
+    """Where each image's tokens come from, image after image: long [Q'], and how many each has: long [M]."""
+    device = tiles_M.device
+    num_tokens = int(tiles_M.sum()) * tokens_per_tile
+    tilings = batch.tilings()
+    if tilings is None:
+        return torch.arange(num_tokens, device=device), tiles_M * tokens_per_tile
+    if token_grid is None or len(tilings) != len(tiles_M):
+        raise DataError(f"{len(tilings)} grids of tiles for {len(tiles_M)} images{_of(batch)}")
+    orders: list[Tensor] = []
+    first_tile = 0
+    for tiling, num_tiles in zip(tilings, tiles_M.tolist(), strict=True):
+        if num_tiles != tiling.num_tiles:
+            raise DataError(f"{num_tiles} tiles of an image that {tiling} cuts into others{_of(batch)}")
+        orders.append(tiling.token_order(token_grid, first_tile * tokens_per_tile, newline=num_tokens))
+        first_tile += num_tiles
+    counts = torch.tensor([len(order) for order in orders], device=device)
+    return torch.cat(orders).to(device), counts
 
 
 def _first(spans_R4: Tensor, which_R: Tensor) -> list[int]:

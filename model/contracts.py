@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prismcap.data.schema import ImageSpec
+from prismcap.model.connector._newline import Newline
 
 
 class VisionEncoder(nn.Module, ABC):
@@ -47,10 +48,18 @@ class VisionEncoder(nn.Module, ABC):
 
 class Connector(nn.Module, ABC):
     """Features to LLM positions. `num_tokens` is N, the positions a tile takes. `takes_class_tokens`: whether
-    it looks at all features of a tile, and not only at those of a grid."""
+    it looks at all features of a tile, and not only at those of a grid. `token_grid`: rows and columns of a
+    tile's tokens where they lie in row-major order of a grid; anyres needs it. `newline`: with anyres, what
+    ends the rows (model/build.py sets it)."""
 
     num_tokens: int
     takes_class_tokens: bool = False
+    token_grid: tuple[int, int] | None = None
+    newline: Newline | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.newline = None
 
     @abstractmethod
     def forward(self, features_PKD: Tensor) -> Tensor:

@@ -42,10 +42,10 @@ def generate(
 ) -> list[Generated]:
     """The most likely continuation of each prompt, token by token.
 
-    Pictures come as tiles or as the encoder's features, one per image, in the order of the prompts and
-    of the images in each. `stop` holds the template's stop strings; the tokenizer's end of text always
-    stops. Runs in eval mode, and leaves modes as they were. Raises DataError when pictures and prompts
-    disagree.
+    Pictures come as tiles or as the encoder's features, one per image (with anyres all tiles of an image,
+    as its prompt's tilings say), in the order of the prompts and of the images in each. `stop` holds the
+    template's stop strings; the tokenizer's end of text always stops. Runs in eval mode, and leaves modes as
+    they were. Raises DataError when pictures and prompts disagree.
     """
     if not prompts:
         return []
@@ -134,9 +134,16 @@ def _left_padded(
     given = 0
     for pictures in (tiles, features):
         given += 0 if pictures is None else len(pictures)
-    expected = sum(len(prompt.images) for prompt in prompts)
-    if given != expected:
-        raise DataError(f"{given} pictures were given for prompts with {expected}")
+    num_images = sum(len(prompt.images) for prompt in prompts)
+    tilings = [tiling for prompt in prompts for tiling in prompt.tilings]
+    if tilings and len(tilings) != num_images:
+        raise DataError(
+            f"{len(tilings)} of the {num_images} pictures of the prompts are cut into a grid of tiles"
+        )
+    counts = [tiling.num_tiles for tiling in tilings] or [1] * num_images
+    if given != sum(counts):
+        what = "tiles" if tilings else "pictures"
+        raise DataError(f"{given} {what} were given for prompts with {sum(counts)}")
     length = max(len(prompt) for prompt in prompts)
     input_ids = torch.full((len(prompts), length), pad_id)
     position_ids = torch.zeros_like(input_ids)
@@ -156,8 +163,11 @@ def _left_padded(
         position_ids=position_ids,
         segment_ids=segment_ids,
         spans=torch.tensor(spans, dtype=torch.long).reshape(-1, 4),
-        tile_image=torch.arange(expected),
-        image_sizes=torch.zeros(expected, 2, dtype=torch.long),
+        tile_image=torch.arange(num_images).repeat_interleave(torch.tensor(counts, dtype=torch.long)),
+        image_sizes=torch.tensor(
+            [(tiling.height, tiling.width) for tiling in tilings] or [(0, 0)] * num_images, dtype=torch.long
+        ).reshape(-1, 2),
+        image_grids=torch.tensor([(tiling.rows, tiling.columns) for tiling in tilings]) if tilings else None,
         tiles=tiles,
         features=features,
         sample_ids=tuple(prompt.id for prompt in prompts),

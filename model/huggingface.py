@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from prismcap.configs.cache import PREFIX, resolve_path
 from prismcap.configs.errors import ConfigError
 from prismcap.model.shapes import is_shapes_only
+from prismcap.model.sizes import published_sizes
 
 
 def local_or_hub(path: str) -> str:
@@ -20,7 +22,10 @@ def local_or_hub(path: str) -> str:
     if folder.is_dir():
         return str(folder)
     if path.startswith(PREFIX):
-        raise ConfigError(f"{path}: no directory {folder}; `prismcap fetch` makes those of the demo")
+        raise ConfigError(
+            f"{path}: no directory {folder}; `prismcap fetch` makes those of the demo, `prismcap fetch tiny` "
+            "those of the recipes' tiny twins"
+        )
     if path.startswith(("/", ".", "~")) or path.count("/") > 1:
         raise ConfigError(f"{path}: no such directory")
     return path
@@ -29,7 +34,8 @@ def local_or_hub(path: str) -> str:
 def load_pretrained(model_class: Any, path: str, **options: Any) -> Any:
     """`model_class.from_pretrained` of a directory or hub name, with every weight in the files.
 
-    Inside of shapes_only a model of the same config, for which config.json is enough.
+    Inside of shapes_only a model of the same config, for which config.json is enough, or the sizes of a
+    published model that sizes.yaml knows.
     Raises ConfigError when it cannot be had, and when weights are missing or of another shape:
     transformers would start those at random with only a warning.
     """
@@ -57,13 +63,47 @@ def _of_config(
     key_mapping: dict[str, str] | None = None,  # noqa: ARG001  (of weights, which are not read)
     **options: Any,
 ) -> Any:
+    sizes = published_sizes(name) if revision is None else None
     if hasattr(model_class, "from_config"):  # one of the Auto classes
         shared = {"revision": revision, "trust_remote_code": trust_remote_code}
-        return model_class.from_config(
-            AutoConfig.from_pretrained(name, **shared), trust_remote_code=trust_remote_code, **options
-        )
-    config = model_class.config_class.from_pretrained(name, revision=revision)
+        config = AutoConfig.for_model(**sizes) if sizes else AutoConfig.from_pretrained(name, **shared)
+        return model_class.from_config(config, trust_remote_code=trust_remote_code, **options)
+    config_class = model_class.config_class
+    if sizes is None:
+        config = config_class.from_pretrained(name, revision=revision)
+    else:
+        config = config_class(**{key: value for key, value in sizes.items() if key != "model_type"})
     return model_class._from_config(config, **options)
+
+
+def config_values(path: str, revision: str | None = None) -> Mapping[str, Any]:
+    """config.json of a directory or hub name; inside of shapes_only, sizes.yaml's where it has the name.
+
+    Raises ConfigError when it cannot be had.
+    """
+    name = local_or_hub(path)
+    sizes = published_sizes(name) if is_shapes_only() and revision is None else None
+    if sizes is not None:
+        return sizes
+    try:
+        values: Mapping[str, Any] = PretrainedConfig.get_config_dict(name, revision=revision)[0]
+    except OSError as error:
+        raise unreachable(path, error) from error
+    return values
+
+
+def refuse_unconverted(path: str, revision: str | None) -> None:
+    """Raises ConfigError for InternLM2 in its own layout, and says what to do. What cannot be read at all is
+    left to the loading."""
+    try:
+        values = config_values(path, revision)
+    except ConfigError:
+        return
+    if values.get("model_type") == "internlm2":
+        raise ConfigError(
+            f"{path}: InternLM2 in its own layout runs code of its own. Convert it once, and give the "
+            f"result: prismcap convert internlm2 {path} DST (SRC is a directory)"
+        )
 
 
 def unreachable(path: str, error: Exception) -> ConfigError:

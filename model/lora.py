@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.stage import LoraConfig
@@ -110,6 +110,25 @@ def merge_lora(captioner: nn.Module) -> None:
         else:
             module.merge()
         captioner.set_submodule(name, layer)
+
+
+def detach_lora(captioner: nn.Module) -> dict[str, Tensor]:
+    """The adapters' weights by name; their layers are plain again, and hold nothing of them.
+
+    Raises ConfigError for layers in 4 bits: their adapters belong to the rounded weights.
+    """
+    state: dict[str, Tensor] = {}
+    for name, module in lora_modules(captioner).items():
+        layer = module.get_base_layer()
+        if is_quantized(layer):
+            raise ConfigError(
+                f"the adapter of {name} was trained on weights in 4 bits, and is right with these alone: "
+                "export it merged (without --adapter)"
+            )
+        weights = module.state_dict(prefix=f"{name}.")
+        state |= {key: value for key, value in weights.items() if not key.startswith(f"{name}.base_layer.")}
+        captioner.set_submodule(name, layer)
+    return state
 
 
 @contextmanager

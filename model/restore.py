@@ -16,11 +16,15 @@ from prismcap.model.weights import load_weights
 
 
 def load_trained(
-    run_dir: Path, device: str | torch.device = "cpu", last_stage: str | None = None
+    run_dir: Path,
+    device: str | torch.device = "cpu",
+    last_stage: str | None = None,
+    merge_last: bool = True,
 ) -> tuple[Captioner, RunConfig]:
     """The captioner after its last stage (or after `last_stage`), in eval mode, and the run's config.
 
-    Every stage is replayed in order (LoRA merged), from `run_dir/<stage>/final/weights.safetensors`.
+    Every stage is replayed in order from `run_dir/<stage>/final/weights.safetensors`, its LoRA merged, except
+    in the last one where `merge_last` is false.
     Raises ConfigError when the folder is no run or a stage has not finished.
     """
     run_dir = Path(run_dir)
@@ -31,6 +35,7 @@ def load_trained(
     if last_stage is not None and last_stage not in config.stages:
         raise ConfigError(f"{config_path}: no stage {last_stage!r}.{nearest(last_stage, config.stages)}")
     captioner = build_captioner(config.model, str(config_path), seed=config.seed)
+    last = last_stage or list(config.stages)[-1]
     for name, stage in config.stages.items():
         weights = run_dir / name / "final" / "weights.safetensors"
         if not weights.is_file():
@@ -40,7 +45,8 @@ def load_trained(
             )
         prepare_stage(captioner, stage.train, seed=config.seed)
         load_trainable_state(captioner, load_weights(weights))
-        finish_stage(captioner)
-        if name == last_stage:
+        if name != last or merge_last:
+            finish_stage(captioner)
+        if name == last:
             break
     return captioner.to(device).eval(), config

@@ -83,6 +83,14 @@ def trainable_state(captioner: nn.Module) -> dict[str, Tensor]:
 
 def load_trainable_state(captioner: nn.Module, state: Mapping[str, Tensor]) -> None:
     """The reverse of trainable_state. Raises ConfigError unless names and shapes are exactly equal."""
+    check_trainable_state(captioner, state)
+    with torch.no_grad():
+        for name, parameter in trainable_parameters(captioner).items():
+            parameter.copy_(state[name])
+
+
+def check_trainable_state(captioner: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raises ConfigError unless names and shapes are those of what trains."""
     expected = trainable_parameters(captioner)
     missing = sorted(expected.keys() - state.keys())
     unexpected = sorted(state.keys() - expected.keys())
@@ -97,9 +105,6 @@ def load_trainable_state(captioner: nn.Module, state: Mapping[str, Tensor]) -> N
                 f"weight {name}: shape {tuple(state[name].shape)} in the file, "
                 f"{tuple(parameter.shape)} in the model"
             )
-    with torch.no_grad():
-        for name, parameter in expected.items():
-            parameter.copy_(state[name])
 
 
 def finish_stage(captioner: Captioner) -> None:

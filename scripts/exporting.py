@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from pathlib import Path
 
 from prismcap.configs.registry import component_options
 from prismcap.configs.schema.run import RunConfig
@@ -14,10 +14,16 @@ from prismcap.data.templates._jinja import chat_template
 from prismcap.model.captioner import Captioner
 from prismcap.model.hf.dry_run import dry_run
 from prismcap.model.hf.export import ExportInfo
+from prismcap.scripts.run_card import run_sections
 
 
-def export_inputs(captioner: Captioner, config: RunConfig) -> tuple[ImageSpec, ExportInfo]:
-    """The image spec and the template of the last stage: what the finished model was trained to see."""
+def export_inputs(
+    captioner: Captioner, config: RunConfig, run: Path | None = None
+) -> tuple[ImageSpec, ExportInfo]:
+    """The image spec and the template of the last stage: what the finished model was trained to see.
+
+    run: the folder whose figures go into the card.
+    """
     stage = list(config.stages.values())[-1]
     module, options = component_options("template", stage.template)
     template: Template = module.build(options)
@@ -33,8 +39,9 @@ def export_inputs(captioner: Captioner, config: RunConfig) -> tuple[ImageSpec, E
             "Connector": config.model.connector.name,
             "LLM": config.model.llm.name,
         },
+        sections=run_sections(config, run),
     )
-    return replace(captioner.image_spec, geometry=stage.data.geometry), info
+    return captioner.image_spec_of(stage.data), info
 
 
 def _trained(name: str, stage: StageConfig) -> str:

@@ -24,8 +24,10 @@ from torch.utils.data import Dataset
 from prismcap.configs.cache import cache_dir
 from prismcap.configs.schema.base import Component
 from prismcap.configs.schema.stage import Precision
+from prismcap.data import anyres
 from prismcap.data import image as preprocessing
 from prismcap.data.features import FP8, FeatureStore, StoredAs, StoredImage, shard_path, shard_tensors
+from prismcap.data.image import picture_size
 from prismcap.data.mix import Mix
 from prismcap.data.pack import PixelInputs
 from prismcap.data.schema import ImageRef, ImageSpec, SampleRejected
@@ -43,6 +45,7 @@ log = logging.getLogger(__name__)
 # a kill loses at most one unfinished shard of work
 SHARD_BYTES = 64_000_000
 LINE_EVERY_S = 10.0
+ENCODED_AT_ONCE = 32  # tiles; with anyres a picture has several
 Progress = Callable[[int, int, float], None]
 
 
@@ -64,7 +67,7 @@ def store_key(component: Component, encoder: VisionEncoder, spec: ImageSpec, pre
     digest = hashlib.blake2b(digest_size=16)
     config = {"encoder": component.model_dump(mode="json"), "image": asdict(spec), "precision": precision}
     digest.update(json.dumps(config, sort_keys=True).encode())
-    for module in (preprocessing, sys.modules[type(encoder).__module__]):
+    for module in (anyres, preprocessing, sys.modules[type(encoder).__module__]):
         digest.update(inspect.getsource(module).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -101,8 +104,8 @@ def fill(
     patch_bytes = encoder.hidden_size * (FP8 if fp8 else torch.bfloat16).itemsize
     if fp8:
         patch_bytes += torch.float32.itemsize  # its scale
-    image_bytes = encoder.features_per_tile * patch_bytes
-    ranks.on_first(lambda: _check_space(store.folder, len(missing), image_bytes))
+    tile_bytes = encoder.features_per_tile * patch_bytes
+    ranks.on_first(lambda: _check_space(store.folder, len(missing), _num_tiles(missing, spec) * tile_bytes))
     share = missing[ranks.rank :: ranks.world_size]
     failed: OSError | None = None
     done = 0
@@ -121,9 +124,23 @@ def fill(
     return done
 
 
-def _check_space(folder: Path, num_images: int, image_bytes: int) -> None:
+def _num_tiles(images: Sequence[MissingImage], spec: ImageSpec) -> int:
+    """With anyres by the sizes in the headers; a picture that cannot be read will not be stored."""
+    if not spec.grids:
+        return len(images)
+    total = 0
+    for item in images:
+        try:
+            tiling = spec.tiling(*picture_size(item.image))
+        except SampleRejected:
+            continue
+        total += 1 if tiling is None else tiling.num_tiles
+    return total
+
+
+def _check_space(folder: Path, num_images: int, needed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    needed, free = num_images * image_bytes, shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free
     log.info(
         "feature cache: %d pictures to encode, %s in %s (%s free)",
         num_images,
@@ -143,8 +160,8 @@ def missing_images(
     mix: Mix, num_positions: int, store: FeatureStore, num_workers: int = 0
 ) -> list[MissingImage]:
     """Every picture of these samples that is not stored, once, in the order of first use."""
-    # one epoch holds every sample; positions past it only repeat them
-    positions = range(min(num_positions, len(mix)))
+    # positions past these only repeat them
+    positions = range(min(num_positions, mix.num_until_all))
     walk = read_ahead(_Fingerprints(mix), num_workers, batch_size=None, sampler=positions)
     found: dict[str, ImageRef] = {}
     for images in walk:
@@ -220,8 +237,13 @@ def _encoded(captioner: Captioner, groups: Iterator[Any], precision: Precision) 
         tiles = [torch.from_numpy(tiles) for _, tiles, _ in readable]
         device = captioner.device
         with torch.no_grad(), autocast(device, precision):
-            features: Tensor = captioner.encode_images(torch.cat(tiles).to(device))
-        parts = features.to("cpu", torch.bfloat16).split([len(part) for part in tiles])
+            features: Tensor = torch.cat(
+                [
+                    captioner.encode_images(part.to(device)).to("cpu", torch.bfloat16)
+                    for part in torch.cat(tiles).split(ENCODED_AT_ONCE)
+                ]
+            )
+        parts = features.split([len(part) for part in tiles])
         for (fingerprint, _, size), part in zip(readable, parts, strict=True):
             yield StoredImage(fingerprint, part, size)
 

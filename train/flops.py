@@ -239,10 +239,11 @@ def _trials(captioner: Captioner) -> tuple[dict[str, Cost], list[Cost]]:
     """Every part run once, for one tile or one position; and what each call of attention noted."""
     encoder, connector, llm = captioner.vision_encoder, captioner.connector, captioner.llm
     head, embeddings = llm.get_output_embeddings(), llm.get_input_embeddings()
-    device, size, width = captioner.device, encoder.image_spec.size_px, embeddings.embedding_dim
-    tile = torch.zeros(1, 3, size, size, device=device)
+    size, width = encoder.image_spec.size_px, embeddings.embedding_dim
+    device, dtype = captioner.device, next(connector.parameters()).dtype
+    tile = torch.zeros(1, 3, size, size, device=device, dtype=dtype)
     before_connector = captioner.trains_encoder
-    features = torch.zeros(1, encoder.features_per_tile, encoder.hidden_size, device=device)
+    features = torch.zeros(1, encoder.features_per_tile, encoder.hidden_size, device=device, dtype=dtype)
     features.requires_grad_(before_connector)
     pictures = torch.zeros(1, 1, width, device=device, requires_grad=before_connector or _trains(connector))
     # a value, and not a shape alone: some rotary embeddings look for the largest position
@@ -250,7 +251,7 @@ def _trials(captioner: Captioner) -> tuple[dict[str, Cost], list[Cost]]:
     # as training makes them: checkpointing an LLM with LoRA lets its embeddings require a gradient
     token = embeddings(position) + pictures
     trained = token.requires_grad or _trains(llm.base_model)
-    hidden = torch.zeros(1, width, device=device, requires_grad=trained)
+    hidden = torch.zeros(1, width, device=device, dtype=dtype, requires_grad=trained)
     probe: list[Cost] = []
     inputs = {
         "attention_mask": torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device),

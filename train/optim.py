@@ -109,19 +109,29 @@ def state_of_tensors(tensors: Mapping[str, Tensor], device: torch.device) -> dic
 
 
 def warmup_steps(schedule: ScheduleConfig, total_steps: int) -> int:
-    """The part of the run in which the lr rises linearly, rounded up to whole steps."""
+    """The steps in which the lr rises linearly: as many as asked for, or a part of the run, rounded up."""
+    if schedule.warmup_steps is not None:
+        return schedule.warmup_steps
     return math.ceil(schedule.warmup_ratio * total_steps)
 
 
 def lr_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
     """What the configured lr is multiplied by in step `step` (from 0).
 
-    Warm-up goes 1/w, 2/w … 1; then the chosen curve falls towards `min_lr_ratio`, which it would
-    reach in step `total_steps`.
+    Warm-up over w steps goes 1/w, 2/w … 1, or, from `warmup_start_ratio` r > 0, r + (1 - r) * step / w: the
+    first step has r, and 1 is reached in the step after the last one. Then the chosen curve falls from 1
+    towards `min_lr_ratio`, which it would reach in step `total_steps`.
+
+    The warm-up from r is that of LAVIS's linear_warmup_cosine_lr (lavis/common/optims.py), number for number.
+    Two things differ. LAVIS warms up in its first epoch alone and knows later steps by their epoch; its copy
+    in MiniGPT-4 (minigpt4/common/optims.py), like this, counts steps over epochs. And the cosine of both
+    counts from the first step of the run, so it drops where the warm-up ends and stays below this one, which
+    starts there (in MiniGPT-4's stage 1 by up to a quarter of the way from lr to its minimum).
     """
     warmup = warmup_steps(schedule, total_steps)
     if step < warmup:
-        return (step + 1) / warmup
+        start = schedule.warmup_start_ratio
+        return start + (1.0 - start) * step / warmup if start else (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
     if schedule.name == "constant":
         return 1.0

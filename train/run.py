@@ -137,10 +137,17 @@ def stage_data(config: RunConfig, name: str, captioner: Captioner) -> tuple[Mix,
     stage = config.stages[name]
     where = f"stages.{name}"
     context = SourceContext(config.seed, stage.data.max_image_pixels)
-    tokenizer, token_spec = captioner.tokenizer, captioner.token_spec
+    tokenizer, token_spec = captioner.tokenizer, captioner.token_spec_of(stage.data)
     mix = build_mix(stage.data, context, f"{where}.data")
-    encoder = build_encoder(stage.template, tokenizer, token_spec, stage.data.max_tokens, f"{where}.template")
-    return mix, encoder, PixelInputs(replace(captioner.image_spec, geometry=stage.data.geometry))
+    encoder = build_encoder(
+        stage.template,
+        tokenizer,
+        token_spec,
+        stage.data.max_tokens,
+        f"{where}.template",
+        stage.data.max_text_tokens,
+    )
+    return mix, encoder, PixelInputs(captioner.image_spec_of(stage.data))
 
 
 def stage_loader(config: RunConfig, name: str, captioner: Captioner, ranks: Ranks) -> StepLoader:
@@ -252,7 +259,7 @@ class _StageRun:
 
     def _features(self, captioner: Captioner, mix: Mix, steps: int) -> FeatureInputs:
         stage = self.stage
-        spec = replace(captioner.image_spec, geometry=stage.data.geometry)
+        spec = captioner.image_spec_of(stage.data)
         component, encoder = self.config.model.vision_encoder, captioner.vision_encoder
         assert stage.feature_cache
         store = open_store(component, encoder, spec, stage.precision, stage.feature_cache)

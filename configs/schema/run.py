@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from prismcap.configs.schema.base import Component, Section
 from prismcap.configs.schema.stage import StageConfig
+
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class ModelConfig(Section):
     vision_encoder: Component
     connector: Component
     llm: Component
+    image_newline: bool = Field(
+        default=False,
+        description="a learned embedding, of the connector's group, ends each row of an anyres picture; "
+        "needed by stages with geometry: anyres",
+    )
 
 
 class LoggingConfig(Section):
@@ -51,7 +58,7 @@ class EvaluationConfig(Section):
 class RunConfig(Section):
     """The whole of one YAML file, after `base:` and the overrides."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=RUN_NAME)
     seed: int = 0
     output_dir: str = "checkpoints"
     num_threads: int | None = Field(
@@ -74,3 +81,17 @@ class RunConfig(Section):
             if not name.isidentifier():
                 raise ValueError(f"stage name {name!r} must be letters, digits and underscores")
         return stages
+
+    @model_validator(mode="after")
+    def _newline_goes_with_anyres(self) -> RunConfig:
+        anyres = [name for name, stage in self.stages.items() if stage.data.geometry == "anyres"]
+        if anyres and not self.model.image_newline:
+            raise ValueError(
+                f"stages.{anyres[0]}.data.geometry: anyres ends the rows of a picture with a learned "
+                "embedding, and the model has none: set model.image_newline: true"
+            )
+        if self.model.image_newline and not anyres:
+            raise ValueError(
+                "model.image_newline: true, and no stage has data.geometry: anyres, whose rows it ends"
+            )
+        return self

@@ -12,6 +12,7 @@ from prismcap.configs.schema.data import BatchConfig, DataConfig
 # auto: bf16 where the device is faster in it, else fp32. A run settles it once, in its first start
 Precision = Literal["auto", "fp32", "bf16"]
 Group = Literal["vision_encoder", "connector", "llm"]
+_WARMUP_RATIO = 0.03  # LLaVA's
 
 
 class LoraConfig(Section):
@@ -103,10 +104,21 @@ class OptimizerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """Learning-rate schedule and length. Exactly one of epochs and max_steps."""
+    """Learning-rate schedule and length. Exactly one of epochs and max_steps. The formula: train/optim.py."""
 
     name: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    warmup_ratio: float = Field(default=_WARMUP_RATIO, ge=0, lt=1)
+    warmup_steps: int | None = Field(
+        default=None,
+        ge=0,
+        description="warm-up of so many steps, in place of warmup_ratio; a shorter stage ends within it",
+    )
+    warmup_start_ratio: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="lr of the first warm-up step as a share of lr (LAVIS: warmup_lr); 0: lr over its steps",
+    )
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
     epochs: int | None = Field(default=None, ge=1)
     max_steps: int | None = Field(default=None, ge=1)
@@ -115,6 +127,15 @@ class ScheduleConfig(Section):
     def _one_length(self) -> ScheduleConfig:
         if (self.epochs is None) == (self.max_steps is None):
             raise ValueError("give exactly one of epochs and max_steps")
+        return self
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> ScheduleConfig:
+        if self.warmup_steps is not None and self.warmup_ratio != _WARMUP_RATIO:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} and warmup_ratio={self.warmup_ratio} both say how long "
+                "the warm-up is: give one of them (null takes away what a base config says)"
+            )
         return self
 
 
@@ -168,6 +189,39 @@ class StageConfig(Section):
                 f"data.max_tokens={self.data.max_tokens} is more than "
                 f"batch.row_tokens={self.batch.row_tokens}: a sample must fit into one row. "
                 "Raise row_tokens or lower max_tokens."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _items_fill_a_step(self) -> StageConfig:
+        counts = self.data.per_step
+        if counts is None:
+            return self
+        if sum(counts) != self.batch.samples_per_step:
+            raise ValueError(
+                f"data.mix: per_step is {' + '.join(map(str, counts))} = {sum(counts)} samples, and "
+                f"batch.samples_per_step={self.batch.samples_per_step}: make them equal"
+            )
+        if self.schedule.max_steps is None:
+            raise ValueError(
+                "data.mix: with per_step every item has a length of its own and there is no epoch of all: "
+                f"give schedule.max_steps in place of epochs={self.schedule.epochs}"
+            )
+        if self.batch.grouping != "none":
+            raise ValueError(
+                f"batch.grouping={self.batch.grouping} chooses the samples of a step, and so does per_step: "
+                "take one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tiles_of_a_picture_fit(self) -> StageConfig:
+        tiles = 1 + max((rows * columns for rows, columns in self.data.grids), default=0)
+        if tiles > self.batch.images_per_micro_batch:
+            raise ValueError(
+                f"batch.images_per_micro_batch={self.batch.images_per_micro_batch}: with data.geometry: "
+                f"anyres a picture has up to {tiles} tiles, the overview included. Raise it, or lower "
+                "data.max_tiles."
             )
         return self
 

@@ -100,6 +100,10 @@ class SceneImage:
         """The picture, RGB. Raises SampleRejected when a drawing is missing or broken."""
         return compose(self.graph, Path(self.root))
 
+    def height_width(self) -> tuple[int, int]:
+        """In pixels; nothing is drawn."""
+        return self.graph.image_px, self.graph.image_px
+
     def fingerprint(self) -> str:
         """Hash of the graph, of the pixels of its drawings and of the drawing code; nothing is drawn."""
         text = "\n".join((self.graph.digest(), *self.pixels, _drawn_by()))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prismcap.configs.errors import ConfigError
 from prismcap.model.contracts import Connector
+from prismcap.model.hf.connectors_prismcap import blocks_of
 
 
 class BlockConnector(Connector):
@@ -26,11 +27,9 @@ class BlockConnector(Connector):
                 f"{name}: the encoder's grid of {grid[0]} x {grid[1]} patches is not divisible by "
                 f"k = {k}: change k, or the encoder's image_size"
             )
-        self.num_tokens = (grid[0] // self.block[0]) * (grid[1] // self.block[1])
+        self.token_grid = (grid[0] // self.block[0], grid[1] // self.block[1])
+        self.num_tokens = self.token_grid[0] * self.token_grid[1]
 
     def blocks(self, features_PKD: Tensor) -> Tensor:
         """[P, N, patches of a block, D]."""
-        (rows, columns), (high, wide) = self.grid, self.block
-        tiles, _, width = features_PKD.shape
-        split = features_PKD.reshape(tiles, rows // high, high, columns // wide, wide, width)
-        return split.transpose(2, 3).reshape(tiles, self.num_tokens, high * wide, width)
+        return blocks_of(features_PKD, self.grid, self.block)

@@ -18,9 +18,10 @@ class Options(Section):
 class LinearConnector(Connector):
     """Every patch becomes one token: N = K."""
 
-    def __init__(self, vision_hidden_size: int, num_patches: int, llm_hidden_size: int) -> None:
+    def __init__(self, vision_hidden_size: int, grid: tuple[int, int], llm_hidden_size: int) -> None:
         super().__init__()
-        self.num_tokens = num_patches
+        self.token_grid = grid
+        self.num_tokens = grid[0] * grid[1]
         self.linear = nn.Linear(vision_hidden_size, llm_hidden_size)
 
     def forward(self, features_PKD: Tensor) -> Tensor:
@@ -35,4 +36,4 @@ def build(
     grid: tuple[int, int],
     llm_hidden_size: int,
 ) -> LinearConnector:
-    return LinearConnector(vision_hidden_size, grid[0] * grid[1], llm_hidden_size)
+    return LinearConnector(vision_hidden_size, grid, llm_hidden_size)

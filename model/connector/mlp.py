@@ -5,13 +5,12 @@ Shape legend: P tiles, K patches, D encoder width, N tokens, H LLM width.
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from pydantic import Field
 from torch import Tensor, nn
 
 from prismcap.configs.schema.base import Section
 from prismcap.model.contracts import Connector
+from prismcap.model.hf.connectors_prismcap import mlp
 
 
 class Options(Section):
@@ -25,10 +24,11 @@ class MlpConnector(Connector):
     """Every patch becomes one token: N = K."""
 
     def __init__(
-        self, vision_hidden_size: int, num_patches: int, llm_hidden_size: int, options: Options
+        self, vision_hidden_size: int, grid: tuple[int, int], llm_hidden_size: int, options: Options
     ) -> None:
         super().__init__()
-        self.num_tokens = num_patches
+        self.token_grid = grid
+        self.num_tokens = grid[0] * grid[1]
         self.norm = nn.LayerNorm(vision_hidden_size) if options.layer_norm else nn.Identity()
         hidden = options.hidden or llm_hidden_size
         self.layers = mlp([vision_hidden_size, *[hidden] * (options.depth - 1), llm_hidden_size])
@@ -39,17 +39,7 @@ class MlpConnector(Connector):
         return tokens_PNH
 
 
-def mlp(widths: list[int]) -> nn.Sequential:
-    """Linear layers between the widths, GELU between the layers; linear ones at 0, 2, 4, …"""
-    layers: list[nn.Module] = []
-    for width_in, width_out in pairwise(widths):
-        if layers:
-            layers.append(nn.GELU())
-        layers.append(nn.Linear(width_in, width_out))
-    return nn.Sequential(*layers)
-
-
 def build(
     options: Options, vision_hidden_size: int, grid: tuple[int, int], llm_hidden_size: int
 ) -> MlpConnector:
-    return MlpConnector(vision_hidden_size, grid[0] * grid[1], llm_hidden_size, options)
+    return MlpConnector(vision_hidden_size, grid, llm_hidden_size, options)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prismcap.configs.schema.base import Section
 from prismcap.model.connector._blocks import BlockConnector
-from prismcap.model.connector.mlp import mlp
+from prismcap.model.hf.connectors_prismcap import mlp
 
 
 class Options(Section):

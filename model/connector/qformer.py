@@ -12,19 +12,23 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
-from transformers import Blip2QFormerConfig, Blip2QFormerModel
-from transformers.utils.generic import maybe_autocast
+from torch import Tensor
 
+from prismcap.configs.cache import resolve_path
+from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.base import Section
 from prismcap.model.connector._heads import check_divides
-from prismcap.model.connector.mlp import mlp
 from prismcap.model.contracts import Connector
-
-QUERY_STD = 0.02  # BERT's initializer_range, as in BLIP-2
+from prismcap.model.convert.checkpoint import read_tensors, weight_files
+from prismcap.model.hf.connectors_prismcap import QFormer
+from prismcap.model.shapes import is_shapes_only
 
 
 class Options(Section):
+    path: str | None = Field(
+        default=None,
+        description="the directory qformer/ of `prismcap import blip2`: queries and Q-Former start from it",
+    )
     num_queries: int = Field(default=32, ge=1, description="tokens of a tile")
     hidden: int = Field(default=768, ge=1, description="width of the Q-Former")
     layers: int = Field(default=12, ge=1, description="layers of the Q-Former")
@@ -48,7 +52,7 @@ class Options(Section):
         return self
 
 
-class QFormerConnector(Connector):
+class QFormerConnector(QFormer, Connector):
     """N = num_queries, for any K.
 
     Norm and Q-Former compute in the dtype of their weights, fp32, even under autocast (bf16 where DeepSpeed's
@@ -59,41 +63,22 @@ class QFormerConnector(Connector):
     takes_class_tokens = True
 
     def __init__(self, vision_hidden_size: int, llm_hidden_size: int, options: Options) -> None:
-        super().__init__()
-        self.num_tokens = options.num_queries
-        self.norm = nn.LayerNorm(vision_hidden_size) if options.layer_norm else nn.Identity()
-        self.queries = nn.Parameter(torch.randn(1, options.num_queries, options.hidden) * QUERY_STD)
-        self.qformer = Blip2QFormerModel(
-            Blip2QFormerConfig(
-                hidden_size=options.hidden,
-                num_hidden_layers=options.layers,
-                num_attention_heads=options.heads,
-                intermediate_size=options.intermediate,
-                cross_attention_frequency=options.cross_attention_frequency,
-                encoder_hidden_size=vision_hidden_size,
-                hidden_dropout_prob=0.0,
-                attention_probs_dropout_prob=0.0,
-            )
+        super().__init__(
+            qformer={
+                "hidden_size": options.hidden,
+                "num_hidden_layers": options.layers,
+                "num_attention_heads": options.heads,
+                "intermediate_size": options.intermediate,
+                "cross_attention_frequency": options.cross_attention_frequency,
+                "encoder_hidden_size": vision_hidden_size,
+                "hidden_dropout_prob": 0.0,
+                "attention_probs_dropout_prob": 0.0,
+            },
+            num_queries=options.num_queries,
+            projection=[options.hidden, *[llm_hidden_size] * options.projection_depth],
+            layer_norm=options.layer_norm,
         )
-        self.projection: nn.Module
-        if options.projection_depth == 1:
-            self.projection = nn.Linear(options.hidden, llm_hidden_size)
-        else:
-            self.projection = mlp([options.hidden, *[llm_hidden_size] * options.projection_depth])
-
-    def forward(self, features_PKD: Tensor) -> Tensor:
-        """tokens_PNH."""
-        tokens_PNH: Tensor = self.projection(self.query(features_PKD))
-        return tokens_PNH
-
-    def query(self, features_PKD: Tensor) -> Tensor:
-        """What the queries found: [P, N, E] in the dtype of the weights."""
-        with maybe_autocast(features_PKD.device.type, enabled=False):
-            found_PNE: Tensor = self.qformer(
-                query_embeds=self.queries.expand(len(features_PKD), -1, -1),
-                encoder_hidden_states=self.norm(features_PKD.to(self.queries.dtype)),
-            ).last_hidden_state
-        return found_PNE
+        self.num_tokens = options.num_queries
 
 
 def build(
@@ -102,4 +87,30 @@ def build(
     grid: tuple[int, int],  # noqa: ARG001
     llm_hidden_size: int,
 ) -> QFormerConnector:
-    return QFormerConnector(vision_hidden_size, llm_hidden_size, options)
+    """Raises ConfigError when `path` holds no weights, or others than a Q-Former of these sizes."""
+    connector = QFormerConnector(vision_hidden_size, llm_hidden_size, options)
+    if options.path is not None and not is_shapes_only():
+        _load(connector, options.path)
+    return connector
+
+
+def _load(connector: QFormerConnector, path: str) -> None:
+    folder = resolve_path(path)
+    state: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        state |= read_tensors(file)
+    own = {
+        name: value
+        for name, value in connector.state_dict().items()
+        if name == "queries" or name.startswith("qformer.")
+    }
+    wrong = sorted(own.keys() ^ state.keys())
+    wrong += [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    if wrong:
+        raise ConfigError(
+            f"{folder}: not the queries and Q-Former of these options: {len(wrong)} weights are missing, "
+            f"too many or of another shape: {', '.join(wrong[:3])}"
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(state[name])

@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
-from transformers import Idefics2PerceiverConfig
-from transformers.models.idefics2.modeling_idefics2 import Idefics2MLP, Idefics2PerceiverResampler
 
 from prismcap.configs.schema.base import Section
 from prismcap.model.connector._heads import check_divides
 from prismcap.model.contracts import Connector
-
-LATENT_STD = 0.02
+from prismcap.model.hf.connectors_prismcap import START_STD, Resampler
 
 
 class Options(Section):
@@ -40,39 +36,27 @@ class Options(Section):
         return self
 
 
-class ResamplerConnector(Connector):
+class ResamplerConnector(Resampler, Connector):
     """N = latents, for any K."""
 
     takes_class_tokens = True
 
     def __init__(self, vision_hidden_size: int, llm_hidden_size: int, options: Options) -> None:
-        super().__init__()
+        super().__init__(
+            vision_hidden_size,
+            options.intermediate or 4 * llm_hidden_size,
+            perceiver={
+                "hidden_size": llm_hidden_size,
+                "resampler_n_latents": options.latents,
+                "resampler_depth": options.depth,
+                "resampler_n_heads": options.heads,
+                "resampler_head_dim": options.head_size,
+                "num_key_value_heads": options.kv_heads,
+            },
+        )
         self.num_tokens = options.latents
-        self.modality_projection = Idefics2MLP(
-            hidden_size=vision_hidden_size,
-            intermediate_size=options.intermediate or 4 * llm_hidden_size,
-            output_size=llm_hidden_size,
-            hidden_act="silu",
-        )
-        self.perceiver_resampler = Idefics2PerceiverResampler(
-            Idefics2PerceiverConfig(
-                hidden_size=llm_hidden_size,
-                resampler_n_latents=options.latents,
-                resampler_depth=options.depth,
-                resampler_n_heads=options.heads,
-                resampler_head_dim=options.head_size,
-                num_key_value_heads=options.kv_heads,
-            )
-        )
         with torch.no_grad():
-            self.perceiver_resampler.latents.normal_(std=LATENT_STD)
-
-    def forward(self, features_PKD: Tensor) -> Tensor:
-        """tokens_PNH."""
-        context_PKH = self.modality_projection(features_PKD)
-        everything_PK = context_PKH.new_ones(context_PKH.shape[:2], dtype=torch.bool)
-        tokens_PNH: Tensor = self.perceiver_resampler(context_PKH, attention_mask=everything_PK)
-        return tokens_PNH
+            self.perceiver_resampler.latents.normal_(std=START_STD)
 
 
 def build(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prismcap.configs.errors import ConfigError
-from prismcap.model.weights import load_weights
 
 # the safe form first
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -21,7 +23,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Raises ConfigError when the file is missing or holds something else than a mapping."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"{path}: no such file: is this the directory of a model?") from error
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON: {error}") from error
@@ -30,10 +32,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The one file, or all shards that its index names. Raises ConfigError when there are none, or some
-    are missing."""
-    for single in SINGLE_FILES:
+def weight_files(folder: Path, singles: Sequence[str] = SINGLE_FILES) -> list[Path]:
+    """The one file, or all shards that its index names. `singles`: names of the one file, the first found
+    wins. Raises ConfigError when there are none, or some are missing."""
+    for single in singles:
         if (folder / single).is_file():
             return [folder / single]
         index = folder / f"{single}.index.json"
@@ -45,20 +47,50 @@ def weight_files(folder: Path) -> list[Path]:
             found = ", ".join(wrong) or "none named"
             raise ConfigError(f"{index}: not all of its files lie beside it: {found}")
         return [folder / name for name in names]
-    raise ConfigError(f"{folder}: no weights: expected {' or '.join(SINGLE_FILES)}, or one's index.json")
+    raise ConfigError(f"{folder}: no weights: expected {' or '.join(singles)}, or one's index.json")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, as they are in the file. Raises ConfigError for damage, and for pickles that hold more
-    than tensors."""
+def read_tensors(path: Path, wanted: Callable[[str], bool] | None = None) -> dict[str, Tensor]:
+    """Tensors by name, as they are in the file; only those that are `wanted`, which is asked of every name.
+
+    What is not wanted is not read, but for the oldest kind of pickle. Raises ConfigError for damage, and for
+    pickles that hold more than tensors.
+    """
+    wanted = wanted or (lambda name: True)  # noqa: ARG005
     if path.suffix == ".safetensors":
-        return load_weights(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
+        except FileNotFoundError as error:
+            raise ConfigError(f"no weights at {path}") from error
+        except SafetensorError as error:
+            raise ConfigError(f"{path} is not a whole safetensors file: {error}") from error
+    values = read_pickle(path)
+    check_tensors(values, path)
+    return {name: value for name, value in values.items() if wanted(name)}
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """A pickled mapping of tensors, numbers, texts and lists of these, by torch's restricted reader.
+
+    Tensors are mapped from the file, and take memory when they are read. Raises ConfigError for anything
+    else, such as classes or code, of which nothing is run.
+    """
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        mapped = zipfile.is_zipfile(path)  # all but the oldest kind
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except FileNotFoundError as error:
+        raise ConfigError(f"no weights at {path}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"{path}: not a file of tensors alone: {reason}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of tensors, found {type(values).__name__}")
+    return values
+
+
+def check_tensors(values: dict[str, Any], where: Path | str) -> None:
+    """Raises ConfigError naming what is no tensor."""
     others = [str(name) for name, value in values.items() if not isinstance(value, Tensor)]
     if others:
-        raise ConfigError(f"{path}: these are no tensors: {', '.join(others[:5])}")
-    return dict(values)
+        raise ConfigError(f"{where}: these are no tensors: {', '.join(others[:5])}")

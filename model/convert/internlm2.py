@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prismcap.configs.errors import ConfigError
 from prismcap.model.convert.checkpoint import read_json, read_tensors, weight_files
 from prismcap.model.convert.internlm2_tokenizer import END, build_tokenizer, write_tokenizer
+from prismcap.model.convert.shards import ShardWriter, account_for
 from prismcap.model.hf.files import check_replaceable, whole_folder, write_json
 from prismcap.model.hf.llm import text_config
 
@@ -144,29 +143,14 @@ def split_wqkv(name: str, packed_R: Tensor, config: LlamaConfig) -> tuple[Tensor
 
 def _write_weights(source: Path, folder: Path, model: LlamaForCausalLM) -> torch.dtype:
     """A shard of ours for each of theirs, so that only one is in memory. Returns the embedding's dtype."""
-    files = weight_files(source)
-    places: dict[str, str] = {}
-    shapes: dict[str, torch.Size] = {}
+    shards = ShardWriter(folder)
     unknown: list[str] = []
-    dtype, total_bytes = torch.float32, 0
-    for number, file in enumerate(files, 1):
-        numbers = f"-{number:05d}-of-{len(files):05d}" if len(files) > 1 else ""
-        place = folder / f"model{numbers}.safetensors"
-        shard = _convert_shard(read_tensors(file), model.config, unknown)
-        try:
-            save_file(shard, place, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(f"{place}: the weights cannot be written: {error}") from error
-        places |= dict.fromkeys(shard, place.name)
-        shapes |= {name: value.shape for name, value in shard.items()}
-        total_bytes += sum(value.nbytes for value in shard.values())
-        if EMBEDDING in shard:
-            dtype = shard[EMBEDDING].dtype
-    _account_for(shapes, unknown, model, source)
-    if len(files) > 1:
-        index = {"metadata": {"total_size": total_bytes}, "weight_map": places}
-        write_json(folder / "model.safetensors.index.json", index)
-    return dtype
+    for file in weight_files(source):
+        shards.write(_convert_shard(read_tensors(file), model.config, unknown))
+    shards.finish()
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    account_for(shards.shapes, expected, unknown, source, "InternLM2")
+    return shards.dtypes[EMBEDDING]
 
 
 def _convert_shard(
@@ -178,31 +162,8 @@ def _convert_shard(
         parts = to_llama(name, value, config)
         if not parts:
             unknown.append(name)
-        # a copy: safetensors takes no tensors that share memory
-        shard |= {key: part.clone(memory_format=torch.contiguous_format) for key, part in parts.items()}
+        shard |= parts
     return shard
-
-
-def _account_for(
-    shapes: Mapping[str, torch.Size], unknown: list[str], model: LlamaForCausalLM, source: Path
-) -> None:
-    """Raises ConfigError unless the weights are exactly those of the config."""
-    expected = {name: value.shape for name, value in model.state_dict().items()}
-    problems = {
-        "not InternLM2's": unknown,
-        "more than the config has": [name for name in shapes if name not in expected],
-        "missing": [name for name in expected if name not in shapes],
-        "of another shape": [
-            f"{name} {list(shapes[name])}, not {list(expected[name])}"
-            for name in shapes.keys() & expected.keys()
-            if shapes[name] != expected[name]
-        ],
-    }
-    found = [
-        f"{len(names)} {what}: {', '.join(sorted(names)[:3])}" for what, names in problems.items() if names
-    ]
-    if found:
-        raise ConfigError(f"{source}: the weights are not those of config.json: {'; '.join(found)}")
 
 
 def _generation_config(tokenizer: Any) -> dict[str, Any]:

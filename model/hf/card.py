@@ -13,20 +13,36 @@ GEOMETRY = {
     "resize": "squashed to a square",
     "center_crop": "shortest side resized, the middle cut out",
     "pad": "padded to a square with the mean colour, then resized",
+    "anyres": "the whole picture and the tiles of its best grid, each",
+}
+NATIVE_CLASSES = {
+    "llava": "LlavaForConditionalGeneration",
+    "llava_next": "LlavaNextForConditionalGeneration",
+    "blip2": "Blip2ForConditionalGeneration",
 }
 NATIVE = """\
-This is a `LlavaForConditionalGeneration`: transformers 4.57 and 5 load it without remote code.
+This is a `{model_class}`: transformers 4.57 and 5 load it without remote code.
 """
 CUSTOM = """\
-**This model comes with its own code** (`configuration_prismcap.py`, `modeling_prismcap.py`; 200 lines, read
-them), which transformers runs only with `trust_remote_code=True`. `prismcap caption` uses the same classes
-from its own package and runs nothing from this folder. The processor is transformers' own.
+**This model comes with its own code** (`configuration_prismcap.py`, `connectors_prismcap.py` and
+`modeling_prismcap.py`, 400 lines in all: read them), which transformers runs only with
+`trust_remote_code=True`. `prismcap caption` uses the same classes from its own package and runs nothing
+from this folder. The processor is transformers' own.
 """
 
 
-def model_card(info: ExportInfo, format: str, image_spec: ImageSpec) -> str:
+ADAPTER = """\
+**The LoRA of the last stage is not merged**: it lies in `adapter/`, and the LLM here is the one before that
+stage. `prismcap caption` puts both together; in Python, after loading:
+`model = peft.PeftModel.from_pretrained(model, f"{folder}/adapter").merge_and_unload()`.
+
+"""
+
+
+def model_card(info: ExportInfo, format: str, image_spec: ImageSpec, weights: str = "merged") -> str:
     """What the model is, and lines that can be pasted to use it."""
-    trust = "" if format == "llava" else ", trust_remote_code=True"
+    native = NATIVE_CLASSES.get(format)
+    trust = "" if native else ", trust_remote_code=True"
     library = "pipeline_tag: image-text-to-text\nlibrary_name: transformers\n"
     tags = "tags:\n- image-captioning\n- prismcap\n"
     rows = "".join(f"| {key} | {value} |\n" for key, value in info.details.items())
@@ -38,8 +54,8 @@ def model_card(info: ExportInfo, format: str, image_spec: ImageSpec) -> str:
 
 A perception-focused captioner (vision encoder, connector and language model), trained with prismcap.
 
-{NATIVE if format == "llava" else CUSTOM}
-{table}## Use
+{NATIVE.format(model_class=native) if native else CUSTOM}
+{ADAPTER if weights == "adapter" else ""}{table}{info.sections}## Use
 
 ```python
 from PIL import Image

@@ -18,8 +18,8 @@ class PrismcapConfig(PretrainedConfig):
         wants an attention mask, "layers": indices into hidden_states, joined over channels, "norm": name of
         the norm of the last one, or null, "num_prefix_tokens": before the patches, "num_class_tokens": of
         these, kept}`.
-    connector: `{"block": [rows, columns] of the patches joined into a token, "grid": [rows, columns] of
-        patches, "widths": [input, ..., output] of the linear layers, "layer_norm": true or false}`.
+    connector: `{"kind": "blocks", "qformer", "resampler" or "abstractor", ...}`, the rest being what
+        its module takes (Blocks in modeling_prismcap.py, the others in connectors_prismcap.py).
     text_config: of any causal LM of transformers.
     image_token_id: the id that stands for one visual token in `input_ids`.
     """

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from prismcap.configs.errors import ConfigError
-from prismcap.data.schema import IGNORE_INDEX, Batch, ImageSpec
+from prismcap.data.schema import IGNORE_INDEX, Batch, ImageSpec, Tiling
 from prismcap.model.captioner import Captioner
 from prismcap.model.hf.export import ExportInfo, Format, export_captioner
 from prismcap.model.hf.load import Exported, load_exported
@@ -51,7 +51,7 @@ def dry_run(
                 captioner, Path(name) / "model", image_spec=image_spec, info=info, format=format
             )
             exported = load_exported(path, device=captioner.device, dtype="float32")
-            return compare(captioner, exported, info)
+            return compare(captioner, exported, info, image_spec)
     except OSError as error:
         raise ExportError(
             f"the dry export to {folder or tempfile.gettempdir()} cannot be written: {error}. Make room there"
@@ -60,12 +60,16 @@ def dry_run(
 
 
 @torch.no_grad()
-def compare(captioner: Captioner, exported: Exported, info: ExportInfo) -> float:
+def compare(
+    captioner: Captioner, exported: Exported, info: ExportInfo, image_spec: ImageSpec | None = None
+) -> float:
     """The largest difference of logits on one picture and the default prompt, over the largest logit.
 
+    image_spec: needed where the picture's size decides how it is cut (anyres).
     Raises ExportError when it is over TOLERANCE, or the processor makes another number of image tokens.
     """
-    content = [{"type": "image", "image": _picture()}, {"type": "text", "text": info.prompt}]
+    picture = _picture()
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": info.prompt}]
     inputs = exported.processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
@@ -74,10 +78,13 @@ def compare(captioner: Captioner, exported: Exported, info: ExportInfo) -> float
         return_tensors="pt",
     ).to(captioner.device)
     is_image_T = inputs["input_ids"][0] == _image_token_id(exported.model.config)
-    made, needed = int(is_image_T.sum()), captioner.connector.num_tokens
+    tiling = image_spec.tiling(picture.height, picture.width) if image_spec else None
+    made, needed = int(is_image_T.sum()), captioner.token_spec.tokens_of(tiling)
     if made != needed:
         raise ExportError(f"the exported processor makes {made} image tokens, the connector {needed}")
-    expected_TV = captioner.logits(_batch(inputs["input_ids"], is_image_T, inputs["pixel_values"]))[0].float()
+    tiles_P3SS = inputs["pixel_values"].flatten(0, -4)  # anyres has [pictures, tiles, …]
+    batch = _batch(inputs["input_ids"], is_image_T, tiles_P3SS, tiling)
+    expected_TV = captioner.logits(batch)[0].float()
     found_TV = exported.model(**inputs).logits[0, :, : expected_TV.shape[1]].float()
     difference = float((found_TV - expected_TV).abs().max() / expected_TV.abs().max().clamp(min=1))
     if not difference <= TOLERANCE:  # NaN fails too
@@ -99,18 +106,20 @@ def _picture() -> Image.Image:
     return Image.fromarray(values.view(height, width, 3).numpy())
 
 
-def _batch(input_ids_1T: Tensor, is_image_T: Tensor, tiles_P3SS: Tensor) -> Batch:
+def _batch(input_ids_1T: Tensor, is_image_T: Tensor, tiles_P3SS: Tensor, tiling: Tiling | None) -> Batch:
     length = input_ids_1T.shape[1]
     start, count = int(is_image_T.nonzero()[0]), int(is_image_T.sum())
     device = input_ids_1T.device
+    size = tuple(tiles_P3SS.shape[-2:]) if tiling is None else (tiling.height, tiling.width)
     return Batch(
         input_ids=input_ids_1T.masked_fill(is_image_T, 0),
         labels=torch.full_like(input_ids_1T, IGNORE_INDEX),
         position_ids=torch.arange(length, device=device)[None],
         segment_ids=torch.ones_like(input_ids_1T),
         spans=torch.tensor([[0, 0, start, count]], device=device),
-        tile_image=torch.zeros(1, dtype=torch.long, device=device),
-        image_sizes=torch.tensor([tiles_P3SS.shape[-2:]], device=device),
+        tile_image=torch.zeros(len(tiles_P3SS), dtype=torch.long, device=device),
+        image_sizes=torch.tensor([size], device=device),
+        image_grids=None if tiling is None else torch.tensor([[tiling.rows, tiling.columns]], device=device),
         tiles=tiles_P3SS,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +14,16 @@ from prismcap.configs.errors import ConfigError
 from prismcap.data.schema import ImageSpec
 from prismcap.model.captioner import Captioner
 from prismcap.model.generate import stop_ids
-from prismcap.model.hf import custom, native
+from prismcap.model.hf import blip2, custom, llava_next, native
+from prismcap.model.hf.adapter import FOLDER, Adapter, write_adapter
 from prismcap.model.hf.card import model_card
 from prismcap.model.hf.files import MARKER, whole_folder, write_json, write_weights
 from prismcap.model.hf.llm import DROPPED_KEYS
-from prismcap.model.hf.processor import TokenRule, with_image_token, write_processor
+from prismcap.model.hf.processor import TokenRule, any_number_of_tokens, with_image_token, write_processor
 from prismcap.model.lora import lora_modules
 
-Format = Literal["auto", "llava", "custom"]
+Layout = Literal["llava", "llava_next", "blip2", "custom"]
+Format = Literal["auto"] | Layout
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MAX_NEW_TOKENS = 256
@@ -32,7 +34,8 @@ class ExportInfo:
     """What an export says besides the weights.
 
     chat_template: Jinja of the training template. stop: its stop strings. prompt: what to ask by
-    default. details: rows of the model card's table (what was trained, on what).
+    default. details: rows of the model card's table (what was trained, on what). sections: Markdown that
+    stands after them: how it was trained, what was measured, licences of the data.
     """
 
     name: str
@@ -41,11 +44,11 @@ class ExportInfo:
     stop: tuple[str, ...]
     prompt: str
     details: Mapping[str, str] = field(default_factory=dict)
+    sections: str = ""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    format: Literal["llava", "custom"]
     config: dict[str, Any]
     state: dict[str, Tensor]
     rule: TokenRule
@@ -60,11 +63,14 @@ def export_captioner(
     format: Format = "auto",
     precision: Precision = "fp32",
     max_shard_size: str = "5GB",
+    adapter: Adapter | None = None,
 ) -> Path:
     """Write `destination`, whole or not at all; an older export there is replaced.
 
-    auto: LlavaForConditionalGeneration where the captioner is exactly that, else the custom model.
-    `image_spec` is that of the last stage, geometry included. Raises ConfigError when the format
+    auto: LlavaForConditionalGeneration or Blip2ForConditionalGeneration where the captioner is exactly that,
+    LlavaNextForConditionalGeneration where it sees anyres pictures, else the custom model.
+    `image_spec` is that of the last stage, geometry included. adapter: what take_adapter took out of the
+    captioner, written beside it. Raises ConfigError when the format
     cannot hold the captioner, LoRA is not merged, or `destination` holds something else; OSError
     when it cannot be written.
     """
@@ -72,7 +78,10 @@ def export_captioner(
         raise ConfigError("LoRA is not merged into the weights: export after the stage has finished")
     tokenizer, image_token_id = with_image_token(captioner.tokenizer)
     rows = captioner.llm.get_input_embeddings().num_embeddings
-    plan = _plan(captioner, format, image_token_id, max(rows, image_token_id + 1))
+    layout = choose_layout(captioner, image_spec, format)
+    generation = _generation_config(captioner.tokenizer, info.stop)
+    end_ids = generation.get("eos_token_id", [])
+    plan = _plan(captioner, image_spec, layout, image_token_id, max(rows, image_token_id + 1), end_ids)
     dtype = DTYPES[precision]
     state = {
         name: value.detach().to(dtype) if value.is_floating_point() else value.detach()
@@ -82,30 +91,67 @@ def export_captioner(
         write_json(folder / "config.json", _clean(plan.config, str(dtype).removeprefix("torch.")))
         write_weights(state, folder, max_shard_size)
         write_processor(folder, tokenizer, image_spec, plan.rule, info.chat_template)
-        write_json(folder / "generation_config.json", _generation_config(captioner.tokenizer, info.stop))
-        if plan.format == "custom":
+        write_json(folder / "generation_config.json", generation)
+        if layout == "custom":
             custom.write_code(folder)
-        write_json(folder / MARKER, _marker(info, plan.format, image_spec))
-        (folder / "README.md").write_text(model_card(info, plan.format, image_spec), encoding="utf-8")
+        if adapter is not None:
+            write_adapter(folder / FOLDER, adapter, layout)
+        weights = "merged" if adapter is None else "adapter"
+        write_json(folder / MARKER, marker(info, layout, image_spec, weights))
+        card = model_card(info, layout, image_spec, weights)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return Path(destination)
 
 
-def _plan(captioner: Captioner, format: Format, image_token_id: int, vocab_size: int) -> _Plan:
-    obstacle = native.why_not_llava(captioner)
-    if format == "llava" and obstacle is not None:
-        raise ConfigError(f"--format llava: {obstacle}; take --format custom (or auto)")
-    if format == "custom" or obstacle is not None:
+def choose_layout(captioner: Captioner, image_spec: ImageSpec, format: Format) -> Layout:
+    """The first that says the captioner exactly. Raises ConfigError when the one asked for does not."""
+    if llava_next.is_format(captioner, image_spec, format):
+        return "llava_next"
+    native_ones: dict[Layout, Callable[[Captioner], str | None]] = {
+        "llava": native.why_not_llava,
+        "blip2": blip2.why_not_blip2,
+    }
+    for layout, why_not in native_ones.items():
+        if format not in ("auto", layout):
+            continue
+        obstacle = why_not(captioner)
+        if obstacle is None:
+            return layout
+        if format == layout:
+            raise ConfigError(f"--format {format}: {obstacle}; take --format custom (or auto)")
+    return "custom"
+
+
+def _plan(
+    captioner: Captioner,
+    image_spec: ImageSpec,
+    layout: Layout,
+    image_token_id: int,
+    vocab_size: int,
+    end_ids: list[int],
+) -> _Plan:
+    if layout == "llava_next":
         return _Plan(
-            format="custom",
-            config=custom.custom_config(captioner, image_token_id, vocab_size),
-            state=custom.custom_state(captioner, vocab_size),
-            rule=custom.custom_rule(captioner),
+            config=llava_next.llava_next_config(captioner, image_spec, image_token_id, vocab_size),
+            state=llava_next.llava_next_state(captioner, vocab_size),
+            rule=native.llava_rule(captioner),
+        )
+    if layout == "llava":
+        return _Plan(
+            config=native.llava_config(captioner, image_token_id, vocab_size),
+            state=native.llava_state(captioner, vocab_size),
+            rule=native.llava_rule(captioner),
+        )
+    if layout == "blip2":
+        return _Plan(
+            config=blip2.blip2_config(captioner, image_token_id, vocab_size, end_ids),
+            state=blip2.blip2_state(captioner, vocab_size),
+            rule=any_number_of_tokens(captioner),
         )
     return _Plan(
-        format="llava",
-        config=native.llava_config(captioner, image_token_id, vocab_size),
-        state=native.llava_state(captioner, vocab_size),
-        rule=native.llava_rule(captioner),
+        config=custom.custom_config(captioner, image_token_id, vocab_size),
+        state=custom.custom_state(captioner, vocab_size),
+        rule=any_number_of_tokens(captioner),
     )
 
 
@@ -137,15 +183,16 @@ def _generation_config(tokenizer: Any, stop: tuple[str, ...]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _marker(info: ExportInfo, format: str, image_spec: ImageSpec) -> dict[str, Any]:
+def marker(info: ExportInfo, format: str, image_spec: ImageSpec, weights: str = "merged") -> dict[str, Any]:
     """What the export is, for programs: nothing of it is to be read from the folder's name."""
     return {
         "name": info.name,
         "format": format,
-        "weights": "merged",
+        "weights": weights,
         "details": dict(info.details),
         "template": info.template,
         "stop": list(info.stop),
         "prompt": info.prompt,
-        "image": {"size_px": image_spec.size_px, "geometry": image_spec.geometry},
+        "image": {"size_px": image_spec.size_px, "geometry": image_spec.geometry}
+        | ({"grids": [list(grid) for grid in image_spec.grids]} if image_spec.grids else {}),
     }

@@ -70,7 +70,7 @@ def whole_folder(destination: Path, marker: str = MARKER) -> Iterator[Path]:
     try:
         yield partial
         partial.chmod(0o755)  # mkdtemp makes it private
-        for path in partial.iterdir():
+        for path in (*partial.rglob("*"), partial):
             sync_folder(path)
         _replace(partial, destination)
         sync_folder(destination.parent)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from prismcap.configs.errors import ConfigError
+from prismcap.model.hf.adapter import FOLDER
 from prismcap.model.hf.files import MARKER, read_marker
 from prismcap.model.huggingface import load_pretrained, local_or_hub, unreachable
 
@@ -50,12 +51,23 @@ def load_exported(source: str | Path, device: str | torch.device = "cpu", dtype:
         raise ConfigError(f"{name}: the model has no chat template, so there is no telling how to ask it")
     processor.tokenizer.padding_side = "left"
     marker = read_marker(Path(name)) if (Path(name) / MARKER).is_file() else {}
+    if marker.get("weights") == "adapter":
+        model = _with_adapter(model, Path(name) / FOLDER)
     return Exported(
         model=model.to(device).eval(),
         processor=processor,
         prompt=str(marker.get("prompt", GENERIC_PROMPT)),
         stop=tuple(str(text) for text in marker.get("stop", ())),
     )
+
+
+def _with_adapter(model: Any, folder: Path) -> Any:
+    """The last stage's LoRA, merged into the weights before it. Raises ConfigError when it is not there."""
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ConfigError(f"{folder}: the export's adapter is missing; export the run again")
+    return PeftModel.from_pretrained(model, folder).merge_and_unload()
 
 
 def _register() -> None:

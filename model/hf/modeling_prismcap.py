@@ -1,7 +1,8 @@
 """An exported prismcap captioner: vision encoder, connector and causal LM.
 
-This file is copied into exports, which load without prismcap: it imports torch, transformers and timm only.
-Weight names are those of the trained captioner, but for the connector's single layer.
+This file is copied into exports, which load without prismcap: it imports torch, transformers, timm where the
+encoder is timm's, and the two files beside it. Weight names are those of the trained captioner, but for a
+connector of a single layer.
 
 Shape legend: P images, S their side in pixels, K features of an image, D encoder width, N tokens of an image,
 B rows, T positions, H LLM width, V vocabulary.
@@ -9,7 +10,6 @@ B rows, T positions, H LLM width, V vocabulary.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # relative, as transformers wants it of the copy in an export
 from .configuration_prismcap import PrismcapConfig  # noqa: TID251
+from .connectors_prismcap import Abstractor, QFormer, Resampler, blocks_of, mlp  # noqa: TID251
 
 
 class TimmVision(nn.Module):
@@ -27,7 +28,10 @@ class TimmVision(nn.Module):
 
     def __init__(self, vision: dict[str, Any]) -> None:
         super().__init__()
-        import timm
+        try:  # transformers asks for all that is imported outside of such a block
+            import timm
+        except ImportError as error:
+            raise ImportError("the vision encoder of this model is timm's: pip install timm") from error
 
         self.model = timm.create_model(vision["model"], pretrained=False, **vision["keywords"])
 
@@ -72,30 +76,36 @@ class TowerVision(nn.Module):
         return torch.cat([kept, patches], dim=1)
 
 
-class PrismcapConnector(nn.Module):
-    """Blocks of neighbouring patches joined into one token each (1 x 1: none), LayerNorm, MLP with GELU."""
+class Blocks(nn.Module):
+    """Blocks of neighbouring patches (1 x 1: none) joined or averaged into one token each, LayerNorm, MLP."""
 
-    def __init__(self, connector: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        block: tuple[int, int],
+        widths: list[int],
+        layer_norm: bool,
+        mean: bool = False,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
-        self.high, self.wide = connector["block"]
-        self.rows, self.columns = connector["grid"]
-        widths: list[int] = connector["widths"]
-        self.norm = nn.LayerNorm(widths[0]) if connector["layer_norm"] else nn.Identity()
-        layers: list[nn.Module] = []
-        for width_in, width_out in pairwise(widths):
-            if layers:
-                layers.append(nn.GELU())
-            layers.append(nn.Linear(width_in, width_out))
-        self.layers = nn.Sequential(*layers)
+        self.grid, self.block, self.mean = grid, block, mean
+        self.norm = nn.LayerNorm(widths[0]) if layer_norm else nn.Identity()
+        self.layers = mlp(widths, bias)
 
     def forward(self, features_PKD: Tensor) -> Tensor:
         """tokens_PNH, in row-major order of the coarser grid."""
-        images, _, width = features_PKD.shape
-        high, wide = self.high, self.wide
-        rows, columns = self.rows // high, self.columns // wide
-        blocks = features_PKD.reshape(images, rows, high, columns, wide, width).transpose(2, 3)
-        tokens_PNH: Tensor = self.layers(self.norm(blocks.flatten(3).flatten(1, 2)))
+        blocks = blocks_of(features_PKD, self.grid, self.block)
+        tokens_PNH: Tensor = self.layers(self.norm(blocks.mean(dim=2) if self.mean else blocks.flatten(2)))
         return tokens_PNH
+
+
+CONNECTORS: dict[str, type[nn.Module]] = {
+    "blocks": Blocks,
+    "qformer": QFormer,
+    "resampler": Resampler,
+    "abstractor": Abstractor,
+}
 
 
 class PrismcapForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -110,7 +120,8 @@ class PrismcapForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         kind = config.vision["kind"]
         self.vision_encoder = TimmVision(config.vision) if kind == "timm" else TowerVision(config.vision)
-        self.connector = PrismcapConnector(config.connector)
+        arguments = dict(config.connector)  # older exports know blocks alone, and do not say so
+        self.connector: nn.Module = CONNECTORS[arguments.pop("kind", "blocks")](**arguments)
         self.llm = AutoModelForCausalLM.from_config(config.text_config)
         self.post_init()
 

@@ -55,24 +55,35 @@ def _projector_layers(connector: nn.Module) -> list[nn.Linear] | None:
 
 
 def llava_rule(captioner: Captioner) -> TokenRule:
-    """How the processor counts tokens: CLIP's class token is counted in, then dropped again."""
+    """How the processor counts tokens: CLIP's class token is counted in, then dropped again; of
+    SigLIP, which has none, the strategy drops the first patch."""
     encoder: Any = captioner.vision_encoder
     drops = encoder.num_prefix_tokens > 0  # the connectors above take no class tokens
     return TokenRule(
         patch_size=encoder.tower.config.patch_size,
-        additional=encoder.num_prefix_tokens,
+        additional=encoder.num_prefix_tokens - encoder.num_dropped_patches,
         strategy="default" if drops else "full",
     )
 
 
 def llava_config(captioner: Captioner, image_token_id: int, vocab_size: int) -> dict[str, Any]:
-    """config.json, whole: defaults differ between versions of transformers, so none is left out."""
+    """config.json of LlavaForConditionalGeneration."""
     from transformers import LlavaConfig
 
+    values = llava_values(LlavaConfig, captioner, image_token_id, vocab_size)
+    values["architectures"] = ["LlavaForConditionalGeneration"]
+    return values
+
+
+def llava_values(
+    config_class: Any, captioner: Captioner, image_token_id: int, vocab_size: int, **more: Any
+) -> dict[str, Any]:
+    """A config of LLaVA's or LLaVA-NeXT's class, whole: defaults differ between versions of transformers, so
+    none is left out. more: what the class has besides."""
     encoder: Any = captioner.vision_encoder
     layers = _projector_layers(captioner.connector)
     assert layers is not None
-    config = LlavaConfig(
+    config = config_class(
         vision_config=encoder.tower.config.to_dict(),
         text_config=text_config(captioner.llm, vocab_size),
         image_token_index=image_token_id,
@@ -82,10 +93,10 @@ def llava_config(captioner: Captioner, image_token_id: int, vocab_size: int) -> 
         vision_feature_layer=encoder.layer if isinstance(encoder.layer, int) else list(encoder.layer),
         multimodal_projector_bias=True,
         tie_word_embeddings=is_tied(captioner.llm),
+        **more,
     )
     values: dict[str, Any] = config.to_dict()
-    values["architectures"] = ["LlavaForConditionalGeneration"]
-    # LlavaConfig parses the LLM's part again, and with it drops the names that 4.57 reads
+    # the class parses the LLM's part again, and with it drops the names that 4.57 reads
     values["text_config"] = text_config(captioner.llm, vocab_size)
     return values
 

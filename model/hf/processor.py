@@ -16,6 +16,7 @@ from typing import Any
 
 from prismcap.configs.errors import ConfigError
 from prismcap.data.schema import ImageSpec
+from prismcap.model.captioner import Captioner
 from prismcap.model.hf.files import write_json
 
 IMAGE_TOKEN = "<image>"
@@ -29,6 +30,12 @@ class TokenRule:
     patch_size: int
     additional: int
     strategy: str
+
+
+def any_number_of_tokens(captioner: Captioner) -> TokenRule:
+    """One for the whole picture, and the rest of the connector's tokens."""
+    size = captioner.image_spec.size_px
+    return TokenRule(patch_size=size, additional=captioner.connector.num_tokens - 1, strategy="full")
 
 
 def with_image_token(tokenizer: Any) -> tuple[Any, int]:
@@ -51,14 +58,16 @@ def with_image_token(tokenizer: Any) -> tuple[Any, int]:
 
 
 def image_processor_config(spec: ImageSpec) -> dict[str, Any]:
-    """preprocessor_config.json: LlavaImageProcessor is the one native class that has all three geometries."""
+    """preprocessor_config.json: LlavaImageProcessor is the one native class that has all geometries of one
+    tile, LlavaNextImageProcessor has anyres (its do_pad makes numbers of tiles equal in a batch)."""
     side = {"height": spec.size_px, "width": spec.size_px}
     centre = spec.geometry == "center_crop"
+    anyres = spec.geometry == "anyres"
     return {
-        "image_processor_type": "LlavaImageProcessor",
-        "processor_class": "LlavaProcessor",
+        "image_processor_type": "LlavaNextImageProcessor" if anyres else "LlavaImageProcessor",
+        "processor_class": processor_class(spec),
         "do_convert_rgb": True,
-        "do_pad": spec.geometry == "pad",
+        "do_pad": spec.geometry in ("pad", "anyres"),
         "do_resize": True,
         "size": {"shortest_edge": spec.size_px} if centre else side,
         "resample": 3,  # PIL bicubic
@@ -69,7 +78,17 @@ def image_processor_config(spec: ImageSpec) -> dict[str, Any]:
         "do_normalize": True,
         "image_mean": list(spec.mean),
         "image_std": list(spec.std),
-    }
+    } | ({"image_grid_pinpoints": grid_pinpoints(spec)} if anyres else {})
+
+
+def grid_pinpoints(spec: ImageSpec) -> list[list[int]]:
+    """The grids as transformers names them: [height, width] in pixels, the preferred of equals first."""
+    return [[rows * spec.size_px, columns * spec.size_px] for rows, columns in spec.grids]
+
+
+def processor_class(spec: ImageSpec) -> str:
+    """Of transformers."""
+    return "LlavaNextProcessor" if spec.geometry == "anyres" else "LlavaProcessor"
 
 
 def write_processor(
@@ -81,10 +100,10 @@ def write_processor(
     """
     tokenizer.chat_template = None
     tokenizer.save_pretrained(destination)
-    _rewrite_tokenizer_config(destination / "tokenizer_config.json", tokenizer)
+    _rewrite_tokenizer_config(destination / "tokenizer_config.json", tokenizer, processor_class(spec))
     write_json(destination / "preprocessor_config.json", image_processor_config(spec))
     processor = {
-        "processor_class": "LlavaProcessor",
+        "processor_class": processor_class(spec),
         "image_token": IMAGE_TOKEN,
         "patch_size": rule.patch_size,
         "num_additional_image_tokens": rule.additional,
@@ -94,7 +113,7 @@ def write_processor(
     (destination / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
 
 
-def _rewrite_tokenizer_config(path: Path, tokenizer: Any) -> None:
+def _rewrite_tokenizer_config(path: Path, tokenizer: Any, processor: str) -> None:
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     # the names of 5.x, and traces of where this tokenizer was read from
     for key in ("backend", "extra_special_tokens", "is_local", "local_files_only", "chat_template"):
@@ -102,7 +121,7 @@ def _rewrite_tokenizer_config(path: Path, tokenizer: Any) -> None:
     special: Sequence[str] = [str(token) for token in tokenizer.extra_special_tokens]
     config["additional_special_tokens"] = list(dict.fromkeys([*special, IMAGE_TOKEN]))
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    config["processor_class"] = "LlavaProcessor"
+    config["processor_class"] = processor
     config["model_input_names"] = ["input_ids", "attention_mask"]  # 4.57 would add token_type_ids
     config["padding_side"] = "left"  # batched generation continues at the right end
     write_json(path, config)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prismcap.configs.schema.base import Section
 from prismcap.model.attention import register_segments
 from prismcap.model.contracts import LanguageModel
-from prismcap.model.huggingface import load_pretrained, local_or_hub, unreachable
+from prismcap.model.huggingface import load_pretrained, local_or_hub, refuse_unconverted, unreachable
 from prismcap.model.shapes import is_shapes_only
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ def build(options: Options) -> LanguageModel:
     """The model in fp32 and its tokenizer. Raises ConfigError when they cannot be loaded."""
     if options.trust_remote_code:
         logger.warning("trust_remote_code: running code that comes with %s", options.path)
+    else:
+        refuse_unconverted(options.path, options.revision)
     register_segments()
     shared = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
     model = load_pretrained(

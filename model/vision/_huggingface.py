@@ -13,14 +13,15 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from transformers import BaseImageProcessor, PretrainedConfig
+from transformers import BaseImageProcessor
 
 from prismcap.configs.cache import resolve_path
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.base import Section
 from prismcap.data.schema import ImageSpec
 from prismcap.model.contracts import VisionEncoder
-from prismcap.model.huggingface import load_pretrained, local_or_hub, set_checkpointing, unreachable
+from prismcap.model.huggingface import config_values, load_pretrained, local_or_hub, set_checkpointing
+from prismcap.model.shapes import is_shapes_only
 from prismcap.model.vision._resolution import resize_positions
 
 Layer = int | Annotated[tuple[int, ...], Field(min_length=1)]
@@ -106,14 +107,15 @@ class TowerEncoder(VisionEncoder):
         self.post_layernorm = options.post_layernorm
         self.layers_read = _layers_read(options, tower.config.num_hidden_layers)
         self.num_layers_run = max(self.layers_read)
-        self.num_prefix_tokens = architecture.num_class_tokens + getattr(
-            tower.config, "num_register_tokens", 0
-        )
+        self.num_dropped_patches = int(getattr(options, "drop_first_patch", False))
+        num_registers = getattr(tower.config, "num_register_tokens", 0)
+        self.num_prefix_tokens = architecture.num_class_tokens + num_registers + self.num_dropped_patches
         keeps = isinstance(options, ClassTokenOptions) and options.class_token == "keep"
         self.num_class_tokens = architecture.num_class_tokens if keeps else 0
         self.hidden_size: int = tower.config.hidden_size * len(self.layers_read)
         side = tower.config.image_size // tower.config.patch_size
-        self.grid = (side, side)
+        # without one of its patches a grid is a row
+        self.grid = (1, side * side - 1) if self.num_dropped_patches else (side, side)
 
     def forward(self, tiles_P3SS: Tensor) -> Tensor:
         """features_PKD."""
@@ -195,11 +197,7 @@ def build_tower(options: TowerOptions, architecture: Architecture) -> TowerEncod
 
 def _check_model_type(path: str, revision: str | None, architecture: Architecture) -> None:
     """transformers would load another type with a warning, and leave out what this class does not have."""
-    try:
-        values, _ = PretrainedConfig.get_config_dict(local_or_hub(path), revision=revision)
-    except OSError as error:
-        raise unreachable(path, error) from error
-    model_type = values.get("model_type")
+    model_type = config_values(path, revision).get("model_type")
     if model_type not in architecture.checkpoints:
         raise ConfigError(
             f"{path}: holds a {model_type}, where {' or '.join(architecture.checkpoints)} is expected: "
@@ -208,7 +206,9 @@ def _check_model_type(path: str, revision: str | None, architecture: Architectur
 
 
 def _processor_values(path: str, revision: str | None) -> Mapping[str, Any]:
-    """The image processor's config beside the weights; empty where there is none."""
+    """The image processor's config beside the weights; empty where there is none, or nothing is read."""
+    if is_shapes_only():
+        return {}
     name = local_or_hub(path)
     if resolve_path(path).is_dir():
         files = ("preprocessor_config.json", "processor_config.json")

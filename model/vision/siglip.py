@@ -7,6 +7,7 @@ not.
 
 from __future__ import annotations
 
+from pydantic import Field
 from transformers import SiglipVisionModel
 
 from prismcap.model.vision._huggingface import Architecture, TowerEncoder, TowerOptions, build_tower
@@ -14,6 +15,11 @@ from prismcap.model.vision._huggingface import Architecture, TowerEncoder, Tower
 
 class Options(TowerOptions):
     """See TowerOptions."""
+
+    drop_first_patch: bool = Field(
+        default=False,
+        description="leave out the first patch; PrismCaptioner's released weights want it, new training not",
+    )
 
 
 def build(options: Options) -> TowerEncoder:

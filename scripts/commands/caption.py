@@ -139,6 +139,8 @@ def find_model(model: str) -> str:
         return str(folder)
     if (folder / "model" / "config.json").is_file():
         return str(folder / "model")
+    if (folder / "mmproj.gguf").is_file():
+        raise ConfigError(f"{folder}: GGUF files, for llama.cpp; export another format to caption with")
     if (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder}: a run without an export: run `prismcap export {folder}` first")
     raise ConfigError(f"{folder}: neither an exported model (config.json) nor a run (config.yaml)")
@@ -174,7 +176,9 @@ def check_shape(image: Image.Image, path: Path, geometry: Any) -> None:
 
     short, long = sorted(image.size)
     shortest_edge = dict(geometry.size).get("shortest_edge")
-    pixels = long * long if getattr(geometry, "do_pad", False) else 0
+    # where pictures are cut into tiles, do_pad fills up a batch
+    padded = getattr(geometry, "do_pad", False) and not getattr(geometry, "image_grid_pinpoints", None)
+    pixels = long * long if padded else 0
     if shortest_edge:
         pixels = max(pixels, int(shortest_edge * shortest_edge * long / short))
     if pixels > MAX_INTERMEDIATE_PIXELS:

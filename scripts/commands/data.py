@@ -24,8 +24,6 @@ def data() -> None:
 )
 def inspect(config: str, overrides: tuple[str, ...], stage: str | None, num: int, out: Path | None) -> None:
     """Write an HTML page of training samples of CONFIG: pictures, text, what is learned, what is rejected."""
-    from dataclasses import replace
-
     from prismcap.configs.load import load_config
     from prismcap.data.encode import build_encoder
     from prismcap.data.inspect import inspect_mix, write_page
@@ -47,12 +45,12 @@ def inspect(config: str, overrides: tuple[str, ...], stage: str | None, num: int
         encoder = build_encoder(
             chosen.template,
             captioner.tokenizer,
-            captioner.token_spec,
+            captioner.token_spec_of(chosen.data),
             chosen.data.max_tokens,
             f"{where}.template",
+            chosen.data.max_text_tokens,
         )
-        spec = replace(captioner.image_spec, geometry=chosen.data.geometry)
-        inspection = inspect_mix(mix, encoder, spec, num)
+        inspection = inspect_mix(mix, encoder, captioner.image_spec_of(chosen.data), num)
     except DataError as error:
         raise ConfigError(f"{where}.data: {error}") from error
     path = out or Path(run.output_dir) / run.name / f"inspect-{name}.html"

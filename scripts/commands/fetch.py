@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 # what each name fetches; `demo` is all that a run of the demo needs
-WHATS = ("stamps", "openmoji", "smollm2", "efficientnet", "demo")
+WHATS = ("stamps", "openmoji", "smollm2", "efficientnet", "demo", "tiny")
 
 
 @click.command()
@@ -24,6 +24,8 @@ WHATS = ("stamps", "openmoji", "smollm2", "efficientnet", "demo")
 @click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Instead of $PRISMCAP_CACHE.")
 def fetch(what: tuple[str, ...], objects: str, cache: Path | None) -> None:
     """Fetch WHAT: stamps, openmoji, smollm2, efficientnet, or all that the demo needs (the default).
+
+    tiny is made, not fetched: data for the tiny twins of the recipes.
 
     What is already there is left alone, and an interrupted download leaves nothing half done.
     """
@@ -50,6 +52,7 @@ def _expand(what: tuple[str, ...], objects: str) -> list[str]:
 def _steps() -> dict[str, Callable[[Path], object]]:
     from prismcap.data.fetch.models import fetch_efficientnet
     from prismcap.data.fetch.openmoji import fetch_openmoji
+    from prismcap.data.fetch.tiny import make_tiny
     from prismcap.data.fetch.tuxpaint import fetch_tuxpaint
 
     return {
@@ -57,6 +60,7 @@ def _steps() -> dict[str, Callable[[Path], object]]:
         "openmoji": lambda cache: fetch_openmoji(cache, click.echo),
         "efficientnet": lambda cache: fetch_efficientnet(cache, click.echo),
         "smollm2": _smollm2,
+        "tiny": lambda cache: make_tiny(cache, click.echo),
     }
 
 

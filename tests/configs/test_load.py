@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,44 @@ def test_null_removes_what_the_base_says(base: Path) -> None:
     child = base.with_name("child.yaml")
     child.write_text("base: base.yaml\nstages: {align: {schedule: {max_steps: null, epochs: 2}}}\n")
     assert load_config(child).stages["align"].schedule.epochs == 2
+
+
+def test_several_bases_are_laid_over_one_another_in_order(base: Path) -> None:
+    stages = "stages: {align: {schedule: {max_steps: %d}, precision: fp32}}\n"
+    for name, steps in (("first", 5), ("second", 6)):
+        base.with_name(f"{name}.yaml").write_text(stages % steps)
+    child = base.with_name("child.yaml")
+    child.write_text("base: [base.yaml, first.yaml, second.yaml]\nname: child\n")
+    config = load_config(child)
+    assert (config.name, config.stages["align"].schedule.max_steps) == ("child", 6)
+    assert config.stages["align"].precision == "fp32"
+
+
+def test_a_star_is_every_entry_that_the_base_has(base: Path) -> None:
+    """And what is said of one entry comes after it. It makes no entry, and reaches no scalar."""
+    second = MINIMAL.partition("  align:")[2]
+    base.write_text(f"{MINIMAL}  instruct:{second}")
+    child = base.with_name("child.yaml")
+    child.write_text(
+        "base: base.yaml\nname: child\nstages:\n"
+        "  instruct: {schedule: {max_steps: 9}}\n"
+        '  "*": {schedule: {max_steps: 7}, data: {geometry: pad}, template: {name: chatml}}\n'
+    )
+    stages = load_config(child).stages
+    assert {name: stage.schedule.max_steps for name, stage in stages.items()} == {"align": 7, "instruct": 9}
+    assert {stage.data.geometry for stage in stages.values()} == {"pad"}
+    assert {stage.template.name for stage in stages.values()} == {"chatml"}
+
+
+def test_a_star_without_a_base_is_no_stage(base: Path) -> None:
+    base.write_text(MINIMAL.replace("  align:", '  "*":'))
+    with pytest.raises(ConfigError, match=re.escape("'*' must be letters")):
+        load_config(base)
+
+
+def test_parts_of_presets_are_no_presets() -> None:
+    assert (PRESETS / "recipes/tiny/_shared.yaml").is_file()
+    assert not [name for name in presets() if "/_" in name]
 
 
 def test_a_circle_of_bases_is_named(base: Path) -> None:

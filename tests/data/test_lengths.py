@@ -34,10 +34,10 @@ def tokenizer_of(*words: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
 
 
-def encoder_of(tokens: int = 3, max_tokens: int = 40, template: str = "vicuna_v1") -> Encoder:
+def encoder_of(tokens: int = 3, max_tokens: int = 40, template: str = "vicuna_v1", **options: Any) -> Encoder:
     component = Component(name=template) if template == "vicuna_v1" else Component(name="plain")
     words = tokenizer_of("w", "q", "\n")
-    return build_encoder(component, words, TokenSpec(tokens), max_tokens)
+    return build_encoder(component, words, TokenSpec(tokens), max_tokens, **options)
 
 
 def write_rows(path: Path, longer: int = 0) -> None:
@@ -138,6 +138,7 @@ def test_it_is_kept_for_the_same_data_alone(rows: Path) -> None:
     others = {
         "tokens of a picture": (mix, encoder_of(tokens=4)),
         "max_tokens": (mix, encoder_of(max_tokens=39)),
+        "max_text_tokens": (mix, encoder_of(max_text_tokens=39)),
         "template": (mix, encoder_of(template="plain")),
         "options of the template": (mix, replace(encoder, template=replace(encoder.template, system="q"))),  # type: ignore[type-var]
         "tokenizer": (mix, replace(encoder, tokenizer=tokenizer_of("q", "w", "\n"))),

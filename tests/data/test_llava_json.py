@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from prismcap.data.schema import DataError, ImagePart, SampleRejected, TextPart
-from prismcap.data.sources import llava_json
+from prismcap.data.sources import _rows, llava_json
 from prismcap.data.sources._contract import SourceContext
 
 
@@ -44,7 +44,7 @@ ROWS = [
 
 @pytest.mark.parametrize("form", ["array", "indented", "lines", "lines_cut"])
 def test_forms_of_the_file_read_alike(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llava_json, "_BLOCK_BYTES", 64)  # rows straddle blocks
+    monkeypatch.setattr(_rows, "_BLOCK_BYTES", 64)  # rows straddle blocks
     rows = source(write(tmp_path, ROWS, form))
     assert len(rows) == 3
     samples = [rows[i] for i in range(3)]

@@ -44,10 +44,18 @@ LLAMA = {
     "num_key_value_heads": 2,
     "initializer_range": 0.3,
 }
+SIGLIP = {"name": "siglip", "config": TOWER}
+EVA = {"name": "eva_vit_g", "config": TOWER | {"initializer_range": 0.3}, "class_token": "keep"}
+QFORMER = {"name": "qformer", "num_queries": 3, "hidden": 24, "layers": 2, "heads": 4, "intermediate": 40}
+PARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "llava": (SIGLIP, {"name": "mlp"}),
+    "blip2": (EVA, QFORMER),
+    "custom": (SIGLIP, {"name": "patch_concat", "k": 2}),
+}
 PROMPT = "What do you see?"
 
 
-def make_run(folder: Path, connector: dict[str, Any]) -> Path:
+def make_run(folder: Path, vision_encoder: dict[str, Any], connector: dict[str, Any]) -> Path:
     """A run folder as training leaves it, with a connector that is not the initial one."""
     stage = {
         "train": {"connector": {"lr": 0.1}},
@@ -59,7 +67,7 @@ def make_run(folder: Path, connector: dict[str, Any]) -> Path:
         "name": folder.name,
         "output_dir": str(folder.parent),
         "model": {
-            "vision_encoder": {"name": "siglip", "config": TOWER},
+            "vision_encoder": vision_encoder,
             "connector": connector,
             "llm": {"name": "random", "config": LLAMA, "tokenizer": "cache:models/smollm2-135m-instruct"},
         },
@@ -86,13 +94,13 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """An exported run that is a LLaVA, and one that is not."""
+    """An exported run of each format."""
     root = tmp_path_factory.mktemp("checkpoints")
-    connectors = {"llava": {"name": "mlp"}, "custom": {"name": "patch_concat", "k": 2}}
-    found = {name: make_run(root / name, connector) for name, connector in connectors.items()}
-    for run in found.values():
+    found = {name: make_run(root / name, *parts) for name, parts in PARTS.items()}
+    for name, run in found.items():
         done = CliRunner().invoke(export, [str(run), "--prompt", PROMPT], catch_exceptions=False)
         assert done.exit_code == 0, done.output
+        assert read_marker(run / "model")["format"] == name
         assert f"prismcap caption {run / 'model'}" in done.stdout
     return found
 
@@ -151,7 +159,7 @@ def test_the_dry_export_is_made_in_the_runs_folder(
     assert seen == [runs["llava"]] and len(messages) == 2
 
 
-@pytest.mark.parametrize("kind", ["llava", "custom"])
+@pytest.mark.parametrize("kind", list(PARTS))
 def test_batches_say_what_single_pictures_say(
     kind: str, runs: dict[str, Path], pictures: Path, tmp_path: Path
 ) -> None:

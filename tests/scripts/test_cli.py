@@ -28,6 +28,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["data", "inspect", "no/such/config"], "no/such/config"),
         (["fetch", "nothing"], "nothing"),
         (["convert", "internlm2", "no/such/model", "x"], "no/such/model/config.json"),
+        (["import", "lava", "no/such/file", "x"], "Did you mean 'llava'"),
     ],
 )
 def test_a_mistake_is_named(arguments: list[str], words: str) -> None:

@@ -216,6 +216,15 @@ def fill_together(config: RunConfig, barrier: Any) -> None:
     assert done == 20
 
 
+def test_a_mix_that_goes_step_by_step_is_filled_whole(make_config: Make, world: Path) -> None:
+    """Its longest item is through long after as many positions as there are samples."""
+    rows = f"name: llava_json, path: {world / 'rows.json'}"
+    items = f"[{{{rows}, per_step: 1}}, {{{rows}, limit: 3, per_step: 5}}]"
+    _, mix, store, done = filled(make_config(f"stages.align.data.mix={items}"))
+    assert len(mix) == 26 and mix.num_until_all == 23 * 6
+    assert done == len(store) == 20
+
+
 def test_two_processes_fill_one_store_at_once(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_cache, "SHARD_BYTES", 1000)
     context = multiprocessing.get_context("fork")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from types import ModuleType
 from typing import Any
@@ -111,6 +112,59 @@ def test_schedule_edges() -> None:
     assert lr_factor(short, 0, 1) == 1.0
     past = ScheduleConfig(name="linear", min_lr_ratio=0.25, warmup_ratio=0.0, max_steps=4)
     assert lr_factor(past, 9, 4) == 0.25
+
+
+def lavis_lr(step: int, total: int, warmup: int, lr: float, min_lr: float, warmup_lr: float) -> float:
+    """linear_warmup_cosine_lr of MiniGPT-4 (minigpt4/common/optims.py), from its equations."""
+    if step < warmup:
+        return min(lr, warmup_lr + (lr - warmup_lr) * step / warmup)
+    return (lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * step / total)) + min_lr
+
+
+# steps, warm-up, lr, min_lr, warmup_lr of its two stages (train_configs/minigpt4_stage{1,2}_*.yaml)
+MINIGPT4 = [(20_000, 5_000, 1e-4, 8e-5, 1e-6), (1_000, 200, 3e-5, 1e-5, 1e-6)]
+
+
+@pytest.mark.parametrize(("total", "warmup", "lr", "min_lr", "warmup_lr"), MINIGPT4)
+def test_warmup_is_that_of_lavis_and_the_cosine_starts_after_it(
+    total: int, warmup: int, lr: float, min_lr: float, warmup_lr: float
+) -> None:
+    ratios = {"warmup_start_ratio": warmup_lr / lr, "min_lr_ratio": min_lr / lr, "max_steps": total}
+    schedule = ScheduleConfig(warmup_steps=warmup, **ratios)
+    found = [lr * lr_factor(schedule, step, total) for step in range(total)]
+    assert found[0] == pytest.approx(warmup_lr, rel=1e-12)
+    warming = [lavis_lr(step, total, warmup, lr, min_lr, warmup_lr) for step in range(warmup)]
+    assert found[:warmup] == pytest.approx(warming, rel=1e-12)
+    assert found[warmup] == lr
+    # what differs: their cosine counts from step 0 of the run, ours from the end of the warm-up
+    rest = [lavis_lr(step, total - warmup, 0, lr, min_lr, 0) for step in range(total - warmup)]
+    assert found[warmup:] == pytest.approx(rest, rel=1e-12)
+    theirs = [lavis_lr(step, total, warmup, lr, min_lr, warmup_lr) for step in range(total)]
+    gap = max(abs(a - b) for a, b in zip(found, theirs, strict=True))
+    assert 0.15 * (lr - min_lr) < gap < 0.26 * (lr - min_lr)
+    # and without a warm-up there is no difference
+    bare = ScheduleConfig(warmup_steps=0, **ratios)
+    whole = [lavis_lr(step, total, 0, lr, min_lr, 0) for step in range(total)]
+    assert [lr * lr_factor(bare, step, total) for step in range(total)] == pytest.approx(whole, rel=1e-12)
+
+
+def test_warmup_in_steps_counts_as_the_share_does() -> None:
+    steps = ScheduleConfig(name="constant", warmup_steps=4, max_steps=20)
+    share = ScheduleConfig(name="constant", warmup_ratio=0.2, max_steps=20)
+    values = [lr_factor(steps, step, 20) for step in range(20)]
+    assert values == [lr_factor(share, step, 20) for step in range(20)]
+    assert values[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [lr_factor(steps, step, 3) for step in range(3)] == [0.25, 0.5, 0.75], "a shorter stage ends in it"
+    flat = ScheduleConfig(warmup_start_ratio=1.0, warmup_steps=3, max_steps=9)
+    assert [lr_factor(flat, step, 9) for step in range(4)] == [1.0] * 4
+
+
+def test_a_warmup_has_one_length() -> None:
+    with pytest.raises(ValueError, match=r"warmup_steps=5 and warmup_ratio=0.1.*give one of them"):
+        ScheduleConfig(warmup_steps=5, warmup_ratio=0.1, max_steps=9)
+    # what the resolved config of a run says must load again
+    again = ScheduleConfig(warmup_steps=5, max_steps=9)
+    assert ScheduleConfig.model_validate(again.model_dump()) == again
 
 
 def test_total_steps_counts_the_last_part_of_an_epoch_once() -> None:

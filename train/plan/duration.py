@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from prismcap.configs.schema.run import RunConfig
 from prismcap.configs.schema.stage import StageConfig
 from prismcap.data.encode import build_encoder
-from prismcap.data.length_mixes import load_length_mix
+from prismcap.data.length_mixes import LengthMix, load_length_mix
+from prismcap.data.length_mixes.published import published_mix, published_set
 from prismcap.data.mix import build_mix
 from prismcap.data.schema import DataError, SampleRejected
 from prismcap.data.sources._contract import SourceContext
@@ -16,6 +17,8 @@ from prismcap.train.flops import BatchShape, FlopModel
 from prismcap.train.optim import total_steps
 from prismcap.train.plan.gpus import Gpu
 
+# the size of most pictures of COCO (height, width): anyres has to assume one where there is only a length mix
+USUAL_PICTURE_PX = (480, 640)
 # so many samples give the mean within about 2%
 NUM_MEASURED = 2000
 NUM_READ = 200
@@ -23,11 +26,11 @@ NUM_READ = 200
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of samples that stand for a stage's data. num_samples: of one epoch."""
+    """Of samples that stand for a stage's data. tiles: of their pictures. num_samples: of one epoch."""
 
     tokens: tuple[int, ...]
     targets: tuple[int, ...]
-    images: tuple[int, ...]
+    tiles: tuple[int, ...]
     num_samples: int
     origin: str
 
@@ -51,21 +54,52 @@ class Duration:
 
 
 def lengths_of_mix(name: str, captioner: Captioner, stage: StageConfig) -> Lengths:
-    """Of a committed length mix (data/length_mixes). Raises DataError for an unknown name."""
+    """Of a committed length mix (data/length_mixes); with anyres all pictures are USUAL_PICTURE_PX.
+
+    Raises DataError for an unknown name.
+    """
     mix = load_length_mix(name)
-    visual_tokens = captioner.connector.num_tokens
-    drawn = mix.sample(NUM_MEASURED, visual_tokens, max_tokens=stage.data.max_tokens)
+    return _drawn(mix, captioner, stage, sum(part.rows for part in mix.parts), f"the length mix {name}")
+
+
+def lengths_of_published(captioner: Captioner, stage: StageConfig) -> Lengths:
+    """Of what is estimated for the published sets that the stage's data are, by their names; with anyres all
+    pictures are USUAL_PICTURE_PX.
+
+    Raises DataError when one is not known.
+    """
+    sets = [(published_set(item), item) for item in stage.data.mix]
+    mix = published_mix([(known, item.per_step or known.rows * item.repeat) for known, item in sets])
+    num_samples = sum(known.rows * item.repeat for known, item in sets)
+    names = ", ".join(dict.fromkeys(known.name for known, _ in sets))
+    return _drawn(mix, captioner, stage, num_samples, f"lengths estimated for {names}")
+
+
+def _drawn(
+    mix: LengthMix, captioner: Captioner, stage: StageConfig, num_samples: int, origin: str
+) -> Lengths:
+    spec = captioner.token_spec_of(stage.data)
+    tiling = spec.tiling(*USUAL_PICTURE_PX)
+    drawn = mix.sample(NUM_MEASURED, spec.tokens_of(tiling), max_tokens=stage.data.max_tokens)
+    tiles_each = 1 if tiling is None else tiling.num_tiles
+    height, width = USUAL_PICTURE_PX
+    assumed = "" if tiling is None else f", pictures of {width} x {height} px assumed"
+    limit = stage.data.max_text_tokens
+    targets = [item.target_tokens if limit is None else min(item.target_tokens, limit) for item in drawn]
     return Lengths(
-        tokens=tuple(item.tokens for item in drawn),
-        targets=tuple(item.target_tokens for item in drawn),
-        images=tuple(item.num_images for item in drawn),
-        num_samples=sum(part.rows for part in mix.parts),
-        origin=f"the length mix {name}",
+        tokens=tuple(
+            item.tokens - item.target_tokens + kept for item, kept in zip(drawn, targets, strict=True)
+        ),
+        targets=tuple(targets),
+        tiles=tuple(item.num_images * tiles_each for item in drawn),
+        num_samples=num_samples,
+        origin=f"{origin}{assumed}",
     )
 
 
 def lengths_of_data(name: str, config: RunConfig, captioner: Captioner) -> Lengths:
-    """Of the stage's own data: the text of some samples is encoded, pictures stay closed.
+    """Of the stage's own data: the text of some samples is encoded, pictures stay closed (with anyres,
+    but for their headers).
 
     Raises DataError or ConfigError when the data or the tokenizer cannot be had.
     """
@@ -76,9 +110,10 @@ def lengths_of_data(name: str, config: RunConfig, captioner: Captioner) -> Lengt
     encoder = build_encoder(
         stage.template,
         captioner.tokenizer,
-        captioner.token_spec,
+        captioner.token_spec_of(stage.data),
         stage.data.max_tokens,
         f"{where}.template",
+        stage.data.max_text_tokens,
     )
     found = []
     for position in range(min(NUM_READ, len(mix))):
@@ -91,7 +126,7 @@ def lengths_of_data(name: str, config: RunConfig, captioner: Captioner) -> Lengt
     return Lengths(
         tokens=tuple(len(item) for item in found),
         targets=tuple(item.num_target_tokens for item in found),
-        images=tuple(len(item.images) for item in found),
+        tiles=tuple(item.num_tiles for item in found),
         num_samples=len(mix),
         origin=f"{len(found)} samples of its data",
     )
@@ -104,7 +139,7 @@ def flops_per_sample(flops: FlopModel, lengths: Lengths, cached_features: bool =
         row_tokens=sum(lengths.tokens),
         segments=lengths.tokens,
         targets=sum(lengths.targets),
-        tiles=sum(lengths.images),
+        tiles=sum(lengths.tiles),
         cached_features=cached_features,
     )
     return flops.micro_batch(shape).total_model / len(lengths.tokens)

@@ -59,13 +59,15 @@ def shape_captioner(model: ModelConfig, stage: StageConfig) -> tuple[Captioner, 
 def held_features_bytes(
     captioner: Captioner, stage: StageConfig, sharding: Sharding, num_at_work: int
 ) -> int:
-    """Features held until a step's end, beside those of a micro-batch's `num_at_work` pictures, in fp32: a
-    frozen encoder runs ahead of all micro-batches (train/encode_ahead.py). A picture a sample is assumed."""
+    """Features held until a step's end, beside those of a micro-batch's `num_at_work` tiles, in fp32: a
+    frozen encoder runs ahead of all micro-batches (train/encode_ahead.py). One picture a sample is assumed,
+    with anyres of as many tiles as may be."""
     if captioner.trains_encoder or stage.feature_cache or sharding.zero_stage == 3:
         return 0
-    pictures = math.ceil(stage.batch.samples_per_step / sharding.num_gpus) - num_at_work
+    pictures = math.ceil(stage.batch.samples_per_step / sharding.num_gpus)
+    tiles = pictures * captioner.image_spec_of(stage.data).most_tiles - num_at_work
     encoder = captioner.vision_encoder
-    return max(0, pictures) * encoder.features_per_tile * encoder.hidden_size * FP32_BYTES
+    return max(0, tiles) * encoder.features_per_tile * encoder.hidden_size * FP32_BYTES
 
 
 @dataclass
@@ -75,7 +77,7 @@ class StageMemory:
     model: ModelConfig
     stage: StageConfig
     _made: tuple[Captioner, FakeTensorMode] | None = field(default=None, repr=False)
-    # the pass by part, and the pictures in it
+    # the pass by part, and the tiles in it
     _passes: dict[tuple[bool, int], tuple[Counter[str], int]] = field(default_factory=dict, repr=False)
 
     @property
@@ -109,9 +111,9 @@ class StageMemory:
                 if (value := getattr(batch, name)) is not None
             }
             found = activation_bytes(captioner, replace(batch, **pictures), self.stage.precision)
-            self._passes[key] = found, len(batch.spans)
-        found, num_pictures = self._passes[key]
-        held = held_features_bytes(self.captioner, self.stage, sharding, num_pictures)
+            self._passes[key] = found, len(batch.tile_image)
+        found, num_tiles = self._passes[key]
+        held = held_features_bytes(self.captioner, self.stage, sharding, num_tiles)
         return Memory(static_bytes(self.sizes, self.stage, sharding), found + Counter({VISION: held}))
 
     def most_rows(self, sharding: Sharding, device_bytes: float) -> int:

@@ -18,6 +18,7 @@ from prismcap.train.plan.duration import (
     flops_per_sample,
     lengths_of_data,
     lengths_of_mix,
+    lengths_of_published,
 )
 from prismcap.train.plan.gpus import Gpu
 from prismcap.train.plan.memory import PARTS, StageMemory, configured_sharding
@@ -69,7 +70,13 @@ def plan_lines(config: RunConfig, machine: Machine, length_mixes: Mapping[str, s
 def _lengths(name: str, config: RunConfig, memory: StageMemory, mixes: Mapping[str, str]) -> Lengths:
     if name in mixes:
         return lengths_of_mix(mixes[name], memory.captioner, config.stages[name])
-    return lengths_of_data(name, config, memory.captioner)
+    try:
+        return lengths_of_data(name, config, memory.captioner)
+    except (ConfigError, DataError) as error:
+        try:
+            return lengths_of_published(memory.captioner, config.stages[name])
+        except DataError:
+            raise error from None  # the data themselves are what is missing
 
 
 def stage_duration(memory: StageMemory, lengths: Lengths, machine: Machine) -> Duration:

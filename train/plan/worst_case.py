@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from prismcap.configs.schema.stage import StageConfig
-from prismcap.data.schema import IGNORE_INDEX, Batch
+from prismcap.data.schema import IGNORE_INDEX, Batch, Tiling
 from prismcap.model.captioner import Captioner
 
 
@@ -16,7 +16,8 @@ def worst_batch(captioner: Captioner, stage: StageConfig, num_rows: int | None =
     """`num_rows` (by default batch.rows_per_micro_batch) rows of row_tokens, cut into samples of max_tokens.
 
     Pictures come first, until images_per_micro_batch or the rows are used up; all text after a sample's
-    first token is supervised. Blank pixels, or features where the stage has a feature cache.
+    first token is supervised. Blank pixels, or features where the stage has a feature cache. With anyres
+    every picture is the one of worst_tiling.
     """
     num_rows = num_rows or stage.batch.rows_per_micro_batch
     shape = (num_rows, stage.batch.row_tokens)
@@ -25,7 +26,10 @@ def worst_batch(captioner: Captioner, stage: StageConfig, num_rows: int | None =
     labels = input_ids.clone()
     position_ids, segment_ids = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     spans: list[tuple[int, int, int, int]] = []
-    tokens = captioner.connector.num_tokens
+    tiling = worst_tiling(captioner, stage)
+    tokens = captioner.token_spec.tokens_of(tiling)
+    tiles_each = 1 if tiling is None else tiling.num_tiles
+    most_pictures = stage.batch.images_per_micro_batch // tiles_each
     for row in range(num_rows):
         starts = range(0, shape[1], stage.data.max_tokens)
         for segment, start in enumerate(starts, start=1):
@@ -34,7 +38,7 @@ def worst_batch(captioner: Captioner, stage: StageConfig, num_rows: int | None =
             segment_ids[row, start:end] = segment
             # a token opens the sample, and one is left to predict
             room = (end - start - 2) // tokens
-            for place in range(max(0, min(room, stage.batch.images_per_micro_batch - len(spans)))):
+            for place in range(max(0, min(room, most_pictures - len(spans)))):
                 at = start + 1 + place * tokens
                 spans.append((len(spans), row, at, tokens))
                 labels[row, at : at + tokens] = IGNORE_INDEX
@@ -44,11 +48,33 @@ def worst_batch(captioner: Captioner, stage: StageConfig, num_rows: int | None =
         position_ids=position_ids,
         segment_ids=segment_ids,
         spans=torch.tensor(spans, dtype=torch.long).reshape(-1, 4),
-        tile_image=torch.arange(len(spans)),
-        image_sizes=torch.full((len(spans), 2), captioner.image_spec.size_px),
-        **_blank_pictures(captioner, stage, len(spans)),
+        tile_image=torch.arange(len(spans)).repeat_interleave(tiles_each),
+        **_sizes(captioner, tiling, len(spans)),
+        **_blank_pictures(captioner, stage, len(spans) * tiles_each),
         sample_ids=("the largest batch that the config allows",),
     )
+
+
+def worst_tiling(captioner: Captioner, stage: StageConfig) -> Tiling | None:
+    """How the picture is cut that asks most of the encoder for the positions it takes, of those that leave
+    room for text and are at most 8 times as long as wide; None where every picture is one tile."""
+    spec = captioner.token_spec_of(stage.data)
+    if spec.image_spec is None:
+        return None
+    longest = max(max(grid) for grid in spec.image_spec.grids) * spec.image_spec.size_px
+    sides = [(longest, max(1, longest * eighths // 8)) for eighths in range(1, 9)]
+    found = [spec.tiling(*size) for long, short in sides for size in ((short, long), (long, short))]
+    cuts = [tiling for tiling in found if tiling is not None]
+    fitting = [tiling for tiling in cuts if spec.tokens_of(tiling) <= stage.data.max_tokens - 2]
+    return max(fitting or cuts, key=lambda tiling: tiling.num_tiles / spec.tokens_of(tiling))
+
+
+def _sizes(captioner: Captioner, tiling: Tiling | None, num: int) -> dict[str, torch.Tensor]:
+    """image_sizes [M, 2] of `num` pictures; with anyres also image_grids [M, 2]."""
+    if tiling is None:
+        return {"image_sizes": torch.full((num, 2), captioner.image_spec.size_px)}
+    sizes = torch.tensor([[tiling.height, tiling.width]]).repeat(num, 1)
+    return {"image_sizes": sizes, "image_grids": torch.tensor([[tiling.rows, tiling.columns]]).repeat(num, 1)}
 
 
 def _blank_pictures(captioner: Captioner, stage: StageConfig, num: int) -> dict[str, torch.Tensor]:

@@ -54,6 +54,10 @@ LLAMA = {
     # not the default base: 4.57 reads it under another name
     "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
 }
+EVA = {"name": "eva_vit_g", "config": TOWER | {"initializer_range": 0.3}}
+LAST_NORMED = {"layer": -1, "post_layernorm": True}
+QFORMER = {"name": "qformer", "num_queries": 5, "hidden": 24, "layers": 3, "heads": 4, "intermediate": 40}
+ABSTRACTOR = {"name": "abstractor", "num_queries": 4, "layers": 2, "heads": 4, "intermediate": 40}
 REAL_TOKENIZER = "cache:models/smollm2-135m-instruct"
 
 
@@ -83,9 +87,30 @@ KINDS = {
         "llava", "center_crop", CLIP | {"layer": [1, -2], "image_size": 48}, {"name": "linear"}
     ),
     # what LLaVA cannot say: it reads hidden states before the final norm, and knows CLIP and SigLIP alone
-    "clip-normed": Kind("custom", "resize", CLIP | {"layer": -1, "post_layernorm": True}, {"name": "linear"}),
+    "clip-normed": Kind("custom", "resize", CLIP | LAST_NORMED, {"name": "linear"}),
     "dinov2_registers-mlp": Kind("custom", "pad", DINOV2_REGISTERS, {"name": "mlp"}),
     "clip-deep": Kind("custom", "pad", CLIP, {"name": "mlp", "depth": 3, "layer_norm": True}),
+    "clip-patch_concat": Kind(
+        "custom", "resize", CLIP, {"name": "patch_concat", "k": [1, 4], "depth": 1, "layer_norm": False}
+    ),
+    "siglip-pixel_shuffle": Kind("custom", "pad", SIGLIP, {"name": "pixel_shuffle"}),
+    "siglip-pooling": Kind("custom", "center_crop", SIGLIP, {"name": "pooling"}),
+    "eva-qformer": Kind("blip2", "resize", EVA | {"class_token": "keep"}, QFORMER, tied=True),
+    "clip-qformer": Kind(
+        "custom", "pad", CLIP | {"class_token": "keep"}, QFORMER | {"layer_norm": True, "projection_depth": 2}
+    ),
+    "clip-abstractor": Kind(
+        "custom", "center_crop", CLIP | LAST_NORMED | {"class_token": "keep"}, ABSTRACTOR | {"hidden": 24}
+    ),
+    "siglip-plain-abstractor": Kind(
+        "custom", "resize", SIGLIP, ABSTRACTOR | {"hidden": 16, "original": False}
+    ),
+    "eva-resampler": Kind(
+        "custom",
+        "pad",
+        EVA | {"class_token": "keep"},
+        {"name": "resampler", "latents": 5, "depth": 2, "heads": 4, "head_size": 6, "kv_heads": 2},
+    ),
     "vit-linear": Kind(
         "custom", "center_crop", {"name": "timm", "model": "test_vit", "image_size": 64}, {"name": "linear"}
     ),

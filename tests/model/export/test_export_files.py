@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,11 @@ from transformers import AutoModelForImageTextToText
 
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.stage import GroupConfig, LoraConfig
+from prismcap.data.image import to_tiles
+from prismcap.model.connector._newline import Newline
 from prismcap.model.hf import export as export_module
 from prismcap.model.hf.dry_run import ExportError, dry_run
-from prismcap.model.hf.export import export_captioner
+from prismcap.model.hf.export import choose_layout, export_captioner
 from prismcap.model.hf.files import read_marker, write_weights
 from prismcap.model.hf.llm import grow
 from prismcap.model.hf.load import load_exported
@@ -35,7 +40,7 @@ def test_layout_of_the_weights(case: Any) -> None:
     with safe_open(case.folder / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
         names = set(file.keys())
-    prefixes = ("vision_encoder.", "connector.layers.", "connector.norm.", "llm.model.", "llm.lm_head.")
+    prefixes = ("vision_encoder.", "connector.", "llm.model.", "llm.lm_head.")
     head = "llm.lm_head.weight"
     if case.kind.format == "llava":
         prefixes = (
@@ -48,8 +53,22 @@ def test_layout_of_the_weights(case: Any) -> None:
             "multi_modal_projector.linear_2.",
         )
         head = "language_model.lm_head.weight"
-        for prefix in prefixes[:4] + prefixes[5:]:
-            assert any(name.startswith(prefix) for name in names), prefix
+    elif case.kind.format == "blip2":
+        prefixes = (
+            "vision_model.embeddings.",
+            "vision_model.encoder.layers.",
+            "vision_model.post_layernorm.",
+            "query_tokens",
+            "qformer.layernorm.",
+            "qformer.encoder.layer.",
+            "language_projection.",
+            "language_model.model.",
+            "language_model.lm_head.",
+        )
+        head = "language_model.lm_head.weight"
+    for prefix in prefixes:
+        there = any(name.startswith(prefix) for name in names)
+        assert there or (case.kind.tied and head.startswith(prefix)), prefix
     assert not [name for name in names if not name.startswith(prefixes)]
     assert (head in names) != case.kind.tied
 
@@ -58,12 +77,24 @@ def test_code_only_where_it_is_needed(case: Any) -> None:
     code = {path.name for path in case.folder.glob("*.py")}
     config = read(case.folder / "config.json")
     card = (case.folder / "README.md").read_text(encoding="utf-8")
-    if case.kind.format == "llava":
+    if not case.trust:
         assert not code and "auto_map" not in config and "without remote code" in card
     else:
-        assert code == {"configuration_prismcap.py", "modeling_prismcap.py"}
+        assert code == {"configuration_prismcap.py", "connectors_prismcap.py", "modeling_prismcap.py"}
         assert set(config["auto_map"]) == {"AutoConfig", "AutoModelForImageTextToText"}
         assert "trust_remote_code=True" in card
+
+
+def test_the_code_of_an_export_stands_alone(cases: Any) -> None:
+    folder = cases["clip-deep"].folder
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert (folder / f"{node.module}.py").is_file(), node.module
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+                top = str(module).partition(".")[0]
+                assert top in sys.stdlib_module_names or top in ("torch", "transformers", "timm"), module
 
 
 def test_files_that_457_needs(llava: Any) -> None:
@@ -122,7 +153,7 @@ def test_shards_hold_the_same(llava: Any, tmp_path: Path) -> None:
     load_exported(folder)
 
 
-@pytest.mark.parametrize("name", ["clip-mlp", "timm-patch_concat"])
+@pytest.mark.parametrize("name", ["clip-mlp", "timm-patch_concat", "eva-qformer", "clip-qformer"])
 def test_bf16(cases: Any, tmp_path: Path, name: str) -> None:
     case = cases[name]
     folder = export_captioner(
@@ -184,6 +215,38 @@ def test_what_cannot_be_exported_is_named(cases: Any, tools: Any, tmp_path: Path
         export_captioner(captioner, tmp_path / "model", **keywords)
 
 
+NEARLY_BLIP2: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"class_token": "drop"}, {}, "class_token: keep"),
+    ({"layer": -2, "post_layernorm": False}, {}, "last hidden state"),
+    ({"post_layernorm": False}, {}, "last hidden state"),
+    ({}, {"projection_depth": 2}, "one linear layer"),
+    ({}, {"layer_norm": True}, "one linear layer"),
+]
+
+
+@pytest.mark.parametrize(("encoder", "connector", "words"), NEARLY_BLIP2)
+def test_what_is_nearly_blip2_becomes_the_custom_model(
+    encoder: dict[str, Any], connector: dict[str, Any], words: str, cases: Any, tools: Any
+) -> None:
+    kind = tools.kinds["eva-qformer"]
+    kind = replace(kind, vision_encoder=kind.vision_encoder | encoder, connector=kind.connector | connector)
+    captioner = tools.make_captioner(kind, cases.tokenizer)
+    assert choose_layout(captioner, captioner.image_spec, "auto") == "custom"
+    with pytest.raises(ConfigError, match=words):
+        choose_layout(captioner, captioner.image_spec, "blip2")
+    clip = cases["clip-qformer"].captioner
+    with pytest.raises(ConfigError, match="needs eva_vit_g"):
+        choose_layout(clip, clip.image_spec, "blip2")
+
+
+def test_blip2_stops_where_the_template_does(cases: Any) -> None:
+    """It generates by its LLM's own config, and reads no generation_config.json."""
+    folder = cases["eva-qformer"].folder
+    ends = read(folder / "generation_config.json")["eos_token_id"]
+    assert read(folder / "config.json")["text_config"]["eos_token_id"] == ends != []
+    assert load_exported(folder).model.language_model.generation_config.eos_token_id == ends
+
+
 def test_a_full_disk_is_an_os_error_and_the_dry_run_says_what_to_do(
     llava: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +288,18 @@ def test_our_custom_model_loads_without_its_code(cases: Any, tmp_path: Path) -> 
     assert load_exported(folder).model.config.model_type == "prismcap"
 
 
+def test_exports_of_before_connectors_had_kinds_load(cases: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(cases["clip-deep"].folder, folder)
+    config = read(folder / "config.json")
+    for key in ("kind", "mean", "bias"):
+        del config["connector"][key]
+    (folder / "config.json").write_text(json.dumps(config))
+    old, new = load_exported(folder).model, load_exported(cases["clip-deep"].folder).model
+    features = torch.randn(1, 16, 16)
+    assert torch.equal(old.connector(features), new.connector(features))
+
+
 def test_grow_adds_means() -> None:
     rows = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
     assert torch.equal(grow(rows, 4), torch.tensor([[1.0, 2.0], [3.0, 6.0], [2.0, 4.0], [2.0, 4.0]]))
@@ -264,7 +339,9 @@ def transformers_457(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["siglip-mlp", "clip-mlp", "siglip-last-linear", "clip-layers-resized"])
+@pytest.mark.parametrize(
+    "name", ["siglip-mlp", "clip-mlp", "siglip-last-linear", "clip-layers-resized", "eva-qformer"]
+)
 def test_transformers_457_reads_the_same(
     cases: Any, tools: Any, transformers_457: Path, tmp_path: Path, name: str
 ) -> None:
@@ -284,3 +361,29 @@ def test_transformers_457_reads_the_same(
         expected = case.captioner.logits(batch)
     # fp32 over another order of sums: 1.6e-5 was seen on a CPU without AVX-512
     assert (found["logits"][..., : expected.shape[-1]] - expected).abs().max() < 3e-5
+
+
+@pytest.mark.slow
+def test_transformers_457_reads_llava_next(
+    cases: Any, tools: Any, transformers_457: Path, tmp_path: Path
+) -> None:
+    """An anyres picture that is not square, against the same class of transformers 5, and our own tiles."""
+    captioner = tools.make_captioner(tools.kinds["clip-mlp"], cases.tokenizer)
+    captioner.connector.newline = Newline(captioner.llm.config.hidden_size)
+    spec = replace(captioner.image_spec, geometry="anyres", grids=((1, 2), (2, 1), (2, 2), (1, 3)))
+    info = tools.make_info(tools.make_template("chatml"))
+    folder = export_captioner(captioner, tmp_path / "model", image_spec=spec, info=info)
+    picture = tools.picture(90, 25)
+    picture.save(tmp_path / "picture.png")
+    environment = os.environ | {"PYTHONPATH": str(transformers_457), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", LOAD_457, str(folder), str(tmp_path / "picture.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    assert not any(found["report"].values()), found["report"]
+    assert (found["pixel_values"][0] - to_tiles(picture, spec)).abs().max() < 0.05
+    inputs = {key: found[key] for key in ("input_ids", "pixel_values")}
+    with torch.no_grad():
+        model = load_exported(folder, dtype="float32").model
+        expected = model(**inputs, image_sizes=torch.tensor([[25, 90]])).logits
+    assert (found["logits"] - expected).abs().max() < 3e-5

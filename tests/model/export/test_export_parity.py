@@ -201,7 +201,7 @@ def test_the_image_token_is_never_generated(llava: Any, tools: Any) -> None:
     assert torch.allclose(image_logit, others.mean(-1), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["siglip-mlp", "timm-patch_concat"])
+@pytest.mark.parametrize("name", ["siglip-mlp", "timm-patch_concat", "eva-qformer"])
 def test_pipeline(name: str, cases: Any, tools: Any) -> None:
     case = cases[name]
     pipe = pipeline("image-text-to-text", model=str(case.folder), trust_remote_code=case.trust, device="cpu")
@@ -209,7 +209,7 @@ def test_pipeline(name: str, cases: Any, tools: Any) -> None:
     assert answer[0]["generated_text"]
 
 
-@pytest.mark.parametrize("name", ["siglip-mlp", "timm-patch_concat"])
+@pytest.mark.parametrize("name", ["siglip-mlp", "timm-patch_concat", "eva-qformer"])
 def test_dry_run_leaves_everything_as_it_was(name: str, tools: Any, cases: Any) -> None:
     captioner = tools.make_captioner(tools.kinds[name], cases.tokenizer)
     captioner.connector.requires_grad_(True)

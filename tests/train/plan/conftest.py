@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,36 +33,6 @@ LLAMA = {
     "vocab_size": 1000,
     "max_position_embeddings": 512,
     "tie_word_embeddings": True,
-}
-# config.json of google/siglip-so400m-patch14-384 and HuggingFaceTB/SmolLM2-360M-Instruct, the sizes alone
-SIGLIP_SO400M = {
-    "model_type": "siglip",
-    "vision_config": {
-        "model_type": "siglip_vision_model",
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "num_hidden_layers": 27,
-        "num_attention_heads": 16,
-        "image_size": 384,
-        "patch_size": 14,
-    },
-}
-SMOLLM2_360M = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 960,
-    "intermediate_size": 2560,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 15,
-    "num_key_value_heads": 5,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
-
-# what each shipped recipe takes from a hub, by the part of the model whose path it is
-HUB: dict[str, dict[str, dict[str, Any]]] = {
-    "recipes/siglip_smollm2": {"vision_encoder": SIGLIP_SO400M, "llm": SMOLLM2_360M},
 }
 
 
@@ -98,27 +66,11 @@ def make_stage() -> Callable[..., StageConfig]:
 
 
 @pytest.fixture(scope="session")
-def sized_recipes() -> set[str]:
-    """The presets whose models' sizes are known here."""
-    return set(HUB)
-
-
-@pytest.fixture(scope="session")
-def load_full_size(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunConfig]:
-    """A shipped recipe, with directories that hold nothing but config.json for its models; `llava_7b` or
-    `llava_13b`. Settled as on a GPU."""
+def load_full_size() -> Callable[[str], RunConfig]:
+    """A shipped recipe, its models by their published sizes (model/sizes.yaml), settled as on a GPU."""
 
     def load(name: str) -> RunConfig:
-        if name.startswith("llava_"):
-            config = load_config(Path(__file__).parent / f"llava_1_5_{name.removeprefix('llava_')}.yaml")
-        else:
-            overrides = []
-            for part, values in HUB[name].items():
-                folder = tmp_path_factory.mktemp(part)
-                (folder / "config.json").write_text(json.dumps(values))
-                overrides.append(f"model.{part}.path={folder}")
-            config = load_config(name, overrides)
-        return with_row_tokens(with_precision(config, "bf16"), "cuda")
+        return with_row_tokens(with_precision(load_config(name), "bf16"), "cuda")
 
     return load
 
@@ -133,13 +85,17 @@ def stage_memory(load_full_size: Callable[[str], RunConfig]) -> Callable[[str, s
         if name not in configs:
             configs[name] = load_full_size(name)
         config, chosen = configs[name], configs[name].stages[stage]
-        if name not in made:
-            made[name] = shape_captioner(config.model, chosen)
-        captioner = made[name][0]
-        prepare_stage(captioner, chosen.train)
+        # adapters of shapes are made with the captioner, inside of shapes_only
+        adapted = any(group.lora for group in chosen.train.values())
+        key = f"{name} {stage}" if adapted else name
+        if key not in made:
+            made[key] = shape_captioner(config.model, chosen)
+        captioner = made[key][0]
+        if not adapted:
+            prepare_stage(captioner, chosen.train)
         captioner.disable_gradient_checkpointing()
         if chosen.gradient_checkpointing:
             captioner.enable_gradient_checkpointing()
-        return StageMemory(config.model, chosen, made[name])
+        return StageMemory(config.model, chosen, made[key])
 
     return get

@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from prismcap.configs.errors import ConfigError
+from prismcap.configs.load import load_config
+from prismcap.model.build import build_captioner
 from prismcap.scripts.cli import cli
 from prismcap.train.plan.duration import lengths_of_mix
 from prismcap.train.plan.gpus import A100_MFU, find_gpu
@@ -27,7 +29,7 @@ def hours_at_full_rate(stage_memory: Callable[[str, str], StageMemory]) -> dict[
     found: dict[str, dict[str, float]] = {}
     for size, stages in PUBLISHED_HOURS.items():
         for name in stages:
-            memory = stage_memory(f"llava_{size}", name)
+            memory = stage_memory(f"recipes/llava15_{size}", name)
             lengths = lengths_of_mix(MIXES[name], memory.captioner, memory.stage)
             took = stage_duration(memory, lengths, Machine(find_gpu("A100-80G"), 8, mfu=1.0))
             assert took.num_steps == pytest.approx(PUBLISHED_STEPS[name], abs=1)
@@ -67,6 +69,17 @@ def test_the_command_prints_a_plan(world: Path) -> None:
     gone = ["stages.*.data.mix=[{name: llava_json, path: gone.json}]"]
     done = CliRunner().invoke(cli, [*arguments, *gone], catch_exceptions=False)
     assert done.exit_code == 0 and done.output.count("time: unknown") == 2
+
+
+def test_max_text_tokens_shortens_the_answers_of_a_length_mix(world: Path) -> None:
+    config = load_config(world / "config.yaml", ["stages.align.data.max_tokens=2048"])
+    captioner, stage = build_captioner(config.model), config.stages["align"]
+    whole = lengths_of_mix("mix665k", captioner, stage)
+    data = stage.data.model_copy(update={"max_text_tokens": 32})
+    short = lengths_of_mix("mix665k", captioner, stage.model_copy(update={"data": data}))
+    assert max(whole.targets) > 32 and short.targets == tuple(min(target, 32) for target in whole.targets)
+    lost = [all - kept for all, kept in zip(whole.targets, short.targets, strict=True)]
+    assert short.tokens == tuple(all - less for all, less in zip(whole.tokens, lost, strict=True))
 
 
 @pytest.mark.parametrize("name", ["A100", "Z9-80G", "A100-80"])

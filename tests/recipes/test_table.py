@@ -1,0 +1,78 @@
+"""`prismcap recipes`, and the table of README."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from prismcap.configs.errors import ConfigError
+from prismcap.configs.load import load_config
+from prismcap.data.length_mixes.published import published_mix, published_set, published_sets
+from prismcap.scripts.cli import cli
+from prismcap.train.plan.gpus import find_gpu
+from prismcap.train.plan.recipes import recipe_names, recipe_stages
+from prismcap.train.plan.report import Machine
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+STARTS = "| recipe | stage |"
+
+
+def invoke(*arguments: str) -> list[str]:
+    done = CliRunner().invoke(cli, ["recipes", *arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output.splitlines()
+
+
+def readme_rows() -> list[str]:
+    return re.findall(r"^\|.*\|$", README[README.index(STARTS) :].partition("\n\n")[0], re.MULTILINE)
+
+
+def test_the_names_are_listed_at_once() -> None:
+    assert invoke("--short") == [f"recipes/{name}" for name in recipe_names()]
+
+
+def test_the_readme_has_a_row_for_every_stage() -> None:
+    names = [line.split("|")[1].strip(" `") for line in readme_rows()[2:]]
+    assert [name for name in names if name] == recipe_names()
+    assert len(names) == sum(len(load_config(f"recipes/{name}").stages) for name in recipe_names())
+
+
+def test_a_row_says_what_trains_and_what_it_takes() -> None:
+    head, _, row = invoke("prismcaptioner_2b_paper")
+    assert head.startswith(STARTS) and row in readme_rows()
+    assert "6,557,696" in row and "QLoRA of rank 512" in row and "2 x Evol-Instruct-143K" in row
+    memory, hours = (float(cell) for cell in row.split("|")[-3:-1])
+    assert 2 < memory < 80 and 1 < hours < 100
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_readme_has_what_the_command_prints() -> None:
+    assert readme_rows() == invoke()
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="llava15_7b"):
+        list(recipe_stages(["llava15_7"], Machine(find_gpu("A100-80G"), 8)))
+
+
+def test_the_data_of_every_recipe_are_published_sets() -> None:
+    """Their lengths are known, so that every stage has a time; and no set is there for nothing."""
+    used = set()
+    for name in recipe_names():
+        if name == "siglip_smollm2":
+            continue  # one to start from, with placeholders for data
+        for stage in load_config(f"recipes/{name}").stages.values():
+            used |= {published_set(item).name for item in stage.data.mix}
+    assert used == {known.name for known in published_sets().values()}
+
+
+def test_a_mix_of_sets_keeps_their_shares() -> None:
+    known = published_sets()
+    captions, text = known["ALLaVA-Caption-LAION-4V.json"], known["Evol-Instruct-GPT4-Turbo-143K.json"]
+    drawn = published_mix([(captions, 3000), (text, 1000)]).sample(4000, max_tokens=4096)
+    without = sum(item.num_images == 0 for item in drawn)
+    assert without == pytest.approx(1000, rel=0.1)
