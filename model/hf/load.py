@@ -32,7 +32,7 @@ def load_exported(source: str | Path, device: str | torch.device = "cpu", dtype:
     """
     from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
-    _register()
+    register()
     name = local_or_hub(str(source))
     config = _config_of(name)
     if "auto_map" in config and config.get("model_type") != "prismcap":
@@ -58,7 +58,7 @@ def load_exported(source: str | Path, device: str | torch.device = "cpu", dtype:
     )
 
 
-def _register() -> None:
+def register() -> None:
     """Make transformers load model type `prismcap` with the classes of this package.
 
     The copies in an export are for those who have no prismcap; nothing of them is imported here.

@@ -5,75 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_run import PROMPT, export_run, make_run
 
 from prismcap.configs.errors import ConfigError
-from prismcap.configs.load import load_config, to_yaml
-from prismcap.configs.schema.run import RunConfig
 from prismcap.data.scenes.text import SHORT_PROMPT
-from prismcap.model.build import build_captioner
 from prismcap.model.hf.files import read_marker
 from prismcap.model.restore import load_trained
-from prismcap.model.trainable import prepare_stage, trainable_state
-from prismcap.model.weights import save_weights
 from prismcap.scripts import exporting
 from prismcap.scripts.commands.caption import caption, find_images
 from prismcap.scripts.commands.export import export
 from prismcap.scripts.exporting import export_inputs
-
-TOWER = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-}
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.3,
-}
-PROMPT = "What do you see?"
-
-
-def make_run(folder: Path, connector: dict[str, Any]) -> Path:
-    """A run folder as training leaves it, with a connector that is not the initial one."""
-    stage = {
-        "train": {"connector": {"lr": 0.1}},
-        "data": {"mix": [{"name": "llava_json", "path": "none.json", "image_root": "."}], "geometry": "pad"},
-        "template": {"name": "chatml"},
-        "schedule": {"max_steps": 1},
-    }
-    values = {
-        "name": folder.name,
-        "output_dir": str(folder.parent),
-        "model": {
-            "vision_encoder": {"name": "siglip", "config": TOWER},
-            "connector": connector,
-            "llm": {"name": "random", "config": LLAMA, "tokenizer": "cache:models/smollm2-135m-instruct"},
-        },
-        "stages": {"align": stage},
-    }
-    config = RunConfig.model_validate(values)
-    (folder / "align" / "final").mkdir(parents=True)
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    config = load_config(folder / "config.yaml")
-    captioner = build_captioner(config.model, seed=config.seed)
-    prepare_stage(captioner, config.stages["align"].train, seed=config.seed)
-    state = {name: value + 0.5 for name, value in trainable_state(captioner).items()}
-    save_weights(folder / "align" / "final" / "weights.safetensors", state)
-    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,9 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     connectors = {"llava": {"name": "mlp"}, "custom": {"name": "patch_concat", "k": 2}}
     found = {name: make_run(root / name, connector) for name, connector in connectors.items()}
     for run in found.values():
-        done = CliRunner().invoke(export, [str(run), "--prompt", PROMPT], catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        assert f"prismcap caption {run / 'model'}" in done.stdout
+        export_run(run)
     return found
 
 
