@@ -78,14 +78,18 @@ def build_page(answer: Answer, name: str, prompt: str) -> Any:
     return page
 
 
+def page_theme() -> Any:
+    """Gradio's own look, without a font of another machine."""
+    return _gradio().themes.Default(font=FONTS, font_mono=("ui-monospace", "monospace"))
+
+
 def open_page(answer: Answer, export: ServedExport, address: Address) -> Any:
     """Open the page at `address`, in threads of this process. Returns it; its `close()` ends it."""
-    gradio = _gradio()
     page = build_page(answer, export.name, export.prompt)
     page.launch(
         server_name=address.host,
         server_port=address.port,
-        theme=gradio.themes.Default(font=FONTS, font_mono=("ui-monospace", "monospace")),
+        theme=page_theme(),
         share=False,
         prevent_thread_lock=True,
         quiet=True,
