@@ -1,4 +1,4 @@
-"""The files of evaluate/integrations: what they say holds, and against the packages where those are installed."""
+"""The files of evaluate/integrations: what they say holds, and against the packages where those are."""
 
 from __future__ import annotations
 
