@@ -50,7 +50,8 @@ def _gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise MissingExtraError("gradio", "ui", "`prismcap serve --ui`") from error
+        # Gradio 6.31 wants Pillow below 13, which constraints.txt has
+        raise MissingExtraError("gradio", "ui", "`prismcap serve --ui`", locked=False) from error
     return gradio
 
 
