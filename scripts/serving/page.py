@@ -86,6 +86,10 @@ def page_theme() -> Any:
 
 def open_page(answer: Answer, export: ServedExport, address: Address) -> Any:
     """Open the page at `address`, in threads of this process. Returns it; its `close()` ends it."""
+    own = dict.fromkeys((address.host, address.reachable_host, "localhost"))
+    for key in ("no_proxy", "NO_PROXY"):
+        # Gradio looks whether its page answers, and would ask a proxy for it
+        os.environ[key] = ",".join(filter(None, (os.environ.get(key), *own)))
     page = build_page(answer, export.name, export.prompt)
     page.launch(
         server_name=address.host,

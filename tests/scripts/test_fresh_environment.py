@@ -55,7 +55,7 @@ def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         if done.returncode != 0:
             pytest.skip(f"transformers {request.param} cannot be installed: {done.stderr.strip()[-300:]}")
     # a folder that a .pth file names is searched; its own .pth files, as of editable installs, are not read
-    (site / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (site / "shared.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
     return folder / "bin" / "python"
 
 

@@ -23,14 +23,15 @@ pytest.importorskip("uvicorn", reason=MISSING)
 openai = pytest.importorskip("openai", reason=MISSING)
 
 CONNECTORS = {"llava": {"name": "mlp"}, "custom": {"name": "patch_concat", "k": 2}}
-MAX_TOKENS = 12
+MAX_TOKENS = 16
 
 
 def pictures() -> list[Image.Image]:
     """Of the model's own size, so that no two ways of resizing can differ."""
     generator = torch.Generator().manual_seed(0)
-    pixels = [torch.randint(0, 256, (32, 32, 3), generator=generator, dtype=torch.uint8) for _ in range(4)]
-    return [Image.fromarray(values.numpy()) for values in pixels]
+    noise = [torch.randint(0, 256, (32, 32, 3), generator=generator, dtype=torch.uint8) for _ in range(2)]
+    plain = [Image.new("RGB", (32, 32), colour) for colour in ("black", "white", "red")]
+    return [*plain, *(Image.fromarray(values.numpy()) for values in noise)]
 
 
 @pytest.fixture(scope="module", params=list(CONNECTORS))
