@@ -22,7 +22,7 @@ pytest.importorskip("fastapi", reason=MISSING)
 pytest.importorskip("uvicorn", reason=MISSING)
 openai = pytest.importorskip("openai", reason=MISSING)
 
-CONNECTORS = {"llava": {"name": "mlp"}, "custom": {"name": "patch_concat", "k": 2}}
+CONNECTORS = {"llava": {"name": "mlp"}, "custom": {"name": "patch_concat", "k": 2, "depth": 1}}
 MAX_TOKENS = 16
 
 
