@@ -71,10 +71,12 @@ def build_page(answer: Answer, name: str, prompt: str) -> Any:
         gradio.Markdown(f"# {name}")
         with gradio.Row():
             with gradio.Column():
-                image = gradio.Image(type="pil", label="Image", sources=["upload", "clipboard"])
-                instruction = gradio.Textbox(value=prompt, label="Instruction")
-                button = gradio.Button("Caption", variant="primary")
-            text = gradio.Textbox(label="Caption", lines=8, interactive=False)
+                image = gradio.Image(
+                    type="pil", label="Image", sources=["upload", "clipboard"], elem_id="image"
+                )
+                instruction = gradio.Textbox(value=prompt, label="Instruction", elem_id="instruction")
+                button = gradio.Button("Caption", variant="primary", elem_id="ask")
+            text = gradio.Textbox(label="Caption", lines=8, interactive=False, elem_id="caption")
         gradio.on([button.click, instruction.submit], caption, [image, instruction], text)
     return page
 

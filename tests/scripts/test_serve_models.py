@@ -34,7 +34,7 @@ def pictures() -> list[Image.Image]:
     return [*plain, *(Image.fromarray(values.numpy()) for values in noise)]
 
 
-@pytest.fixture(scope="module", params=list(CONNECTORS))
+@pytest.fixture(scope="module", params=["llava", pytest.param("custom", marks=pytest.mark.slow)])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of each format, with code in it that must not run."""
     folder = tmp_path_factory.mktemp("runs")

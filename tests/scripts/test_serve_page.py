@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +19,9 @@ from prismcap.scripts.serving.page import build_page, page_theme
 gradio = pytest.importorskip("gradio", reason="the extra `ui` is not installed")
 
 WORDS = [f" word{i}" for i in range(40)]
-# the values of the fields, by their labels
-FIELDS = """
-const found = {};
-for (const label of document.querySelectorAll("label")) {
-  const field = label.querySelector("textarea, input:not([type=file])");
-  if (field) found[label.innerText.trim().split("\\n")[0]] = field.value;
-}
-return found;
-"""
-
-
-def field(label: str) -> str:
-    """A textarea by its label, marked for CSS."""
-    return f'[data-test="{label}"]'
-
-
-MARK = """
-for (const label of document.querySelectorAll("label")) {
-  const field = label.querySelector("textarea, input:not([type=file])");
-  if (field) field.dataset.test = label.innerText.trim().split("\\n")[0];
-}
-for (const button of document.querySelectorAll("button")) button.dataset.test = button.innerText.trim();
-return document.querySelectorAll("[data-test='Instruction']").length;
-"""
+INSTRUCTION = "#instruction :is(textarea, input)"
+VALUE = "const field = document.querySelector('%s'); return field && field.value"
+CAPTION = VALUE % "#caption textarea"
 
 
 @pytest.mark.skipif(webdriver.why_no_browser() is not None, reason=webdriver.why_no_browser() or "")
@@ -61,17 +41,19 @@ def test_a_browser_shows_the_caption_as_it_is_written(tmp_path: Path) -> None:
     ):
         assert f"The page:  http://127.0.0.1:{port}" in served.said
         browser.open(f"http://127.0.0.1:{port}")
-        webdriver.until(lambda: browser.run(MARK), "the instruction's field")
-        assert browser.run(FIELDS)["Instruction"] == "What is it?"
-        browser.click(field("Caption") + ":is(button)")
+        browser.find("#ask")
+        assert browser.run(VALUE % INSTRUCTION) == "What is it?"
+        browser.click("#ask")
         webdriver.until(
             lambda: "There is no image yet" in str(browser.run("return document.body.innerText")), "a word"
         )
-        browser.type("input[type=file]", str(picture))
-        webdriver.until(lambda: browser.run("return document.querySelectorAll('img').length"), "the picture")
-        browser.clear(field("Instruction"))
-        browser.type(field("Instruction"), "Name it.")
-        browser.click(field("Caption") + ":is(button)")
+        browser.type("#image input[type=file]", str(picture))
+        webdriver.until(
+            lambda: browser.run("return document.querySelectorAll('#image img').length"), "the picture"
+        )
+        browser.clear(INSTRUCTION)
+        browser.type(INSTRUCTION, "Name it.")
+        browser.click("#ask")
         seen = watch(browser)
         browser.screenshot(tmp_path / "page.png")
         assert served.end() == 7
@@ -88,8 +70,9 @@ def watch(browser: webdriver.Browser) -> list[str]:
     """The different texts of the caption's field, until it is the same for a while."""
     seen: list[str] = []
     same = 0
-    while same < 30:
-        text = browser.run(FIELDS)["Caption"]
+    end = time.monotonic() + webdriver.WAIT_S
+    while same < 30 and time.monotonic() < end:
+        text = browser.run(CAPTION)
         same = same + 1 if seen and text == seen[-1] else 0
         if text and not same:
             seen.append(text)
