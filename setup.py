@@ -15,6 +15,6 @@ setup(
     packages=packages,
     package_dir={f"prismcap.{folder}": folder for folder in FOLDERS},
     package_data={
-        "": ["*.yaml", "*.html.j2"],
+        "": ["*.yaml", "*.json", "*.html.j2"],
     },
 )

@@ -17,10 +17,12 @@ class DataError(ValueError):
 class MissingExtraError(ImportError):
     """An optional package is needed. Says which extra installs it."""
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
+    def __init__(self, package: str, extra: str, purpose: str, locked: bool = True) -> None:
+        """locked: whether the extra can be had at the versions of constraints.txt."""
+        lock = "-c constraints.txt " if locked else ""
         super().__init__(
             f"{purpose} needs the package {package!r}. In the clone of this repository: "
-            f"pip install -c constraints.txt -e '.[{extra}]'"
+            f"pip install {lock}-e '.[{extra}]'"
         )
 
 

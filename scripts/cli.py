@@ -19,6 +19,7 @@ COMMANDS = {
     "recipes": ("recipes:recipes", "The recipes: data, what trains, memory and time of each stage."),
     "export": ("export:export", "Write a trained run as a Hugging Face model directory."),
     "caption": ("caption:caption", "Caption pictures with an exported model."),
+    "serve": ("serve:serve", "Serve an exported model: OpenAI-compatible, and a page for a browser."),
     "evaluate": ("evaluate:evaluate", "Measure a run on its held-out splits, with controls."),
     "report": ("report:report", "Draw a run, or several side by side, as one HTML page."),
     "convert": ("convert:convert", "Rewrite InternLM2 as a LLaMA, which needs no code of its own."),

@@ -16,7 +16,7 @@ case "$mode" in
     ;;
 esac
 
-make_environment "deepspeed,demo,dev,wandb"
+make_environment "deepspeed,demo,dev,serve,wandb"
 export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM=false
 export HF_HUB_OFFLINE=1 WANDB_MODE=offline
 

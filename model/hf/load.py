@@ -33,7 +33,7 @@ def load_exported(source: str | Path, device: str | torch.device = "cpu", dtype:
     """
     from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
-    _register()
+    register()
     name = local_or_hub(str(source))
     config = _config_of(name)
     if "auto_map" in config and config.get("model_type") != "prismcap":
@@ -70,7 +70,7 @@ def _with_adapter(model: Any, folder: Path) -> Any:
     return PeftModel.from_pretrained(model, folder).merge_and_unload()
 
 
-def _register() -> None:
+def register() -> None:
     """Make transformers load model type `prismcap` with the classes of this package.
 
     The copies in an export are for those who have no prismcap; nothing of them is imported here.

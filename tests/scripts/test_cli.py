@@ -25,6 +25,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["evaluate", "no/such/run"], "no/such/run"),
         (["report", "no/such/run"], "no/such/run"),
         (["caption", "no/such/model", "x.png"], "no/such/model"),
+        (["serve", "no/such/model"], "no/such/model"),
         (["data", "inspect", "no/such/config"], "no/such/config"),
         (["fetch", "nothing"], "nothing"),
         (["convert", "internlm2", "no/such/model", "x"], "no/such/model/config.json"),

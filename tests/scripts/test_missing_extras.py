@@ -17,6 +17,8 @@ from prismcap.configs.registry import component_module
 from prismcap.data.fetch.openmoji import emoji_names, read_emoji
 from prismcap.evaluate.report.page import write_report
 from prismcap.scripts.cli import main
+from prismcap.scripts.serving.backends import check_transformers_server
+from prismcap.scripts.serving.page import check_page
 
 ROOT = Path(__file__).parents[2]
 # none of these is read before the package is found missing
@@ -51,6 +53,11 @@ CASES: list[tuple[str, str, str, Callable[[Path], object]]] = [
     ("matplotlib", "matplotlib", "eval", lambda folder: write_report(write_run(folder))),
     ("emoji", "emoji", "demo", lambda _: emoji_names()),
     ("resvg_py", "resvg-py", "demo", drawings),
+    *[
+        (name, name, "serve", lambda _: check_transformers_server())
+        for name in ("fastapi", "openai", "uvicorn")
+    ],
+    ("gradio", "gradio", "ui", lambda _: check_page()),
 ]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("configs", "data", "model", "train", "evaluate", "scripts")
-SHIPPED = {".py", ".yaml", ".j2", ".txt"}
+SHIPPED = {".py", ".yaml", ".json", ".j2", ".txt"}
 
 
 def sources(suffixes: set[str]) -> list[Path]:
@@ -60,7 +60,9 @@ def loaded_by(arguments: list[str]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["caption"], ["fetch"], ["config", "show"], ["report"]], ids=" ".join
+    "command",
+    [[], ["train"], ["caption"], ["serve"], ["fetch"], ["config", "show"], ["report"]],
+    ids=" ".join,
 )
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     heavy = {"torch", "transformers", "timm", "deepspeed", "matplotlib", "pydantic"}
