@@ -171,11 +171,16 @@ def _marks(template: Template) -> frozenset[str]:
 
 
 def build_encoder(
-    template: Component, tokenizer: Any, token_spec: TokenSpec, max_tokens: int, where: str = ""
+    template: Component,
+    tokenizer: Any,
+    token_spec: TokenSpec,
+    max_tokens: int,
+    where: str = "",
+    encoder_type: type[Encoder] = Encoder,
 ) -> Encoder:
-    """The encoder of a stage's template. `where` (file and key path) goes into errors."""
+    """The encoder of a template. `where` (file and key path) goes into errors."""
     module, options = component_options("template", template, where)
     try:
-        return Encoder(module.build(options), tokenizer, token_spec, max_tokens)
+        return encoder_type(module.build(options), tokenizer, token_spec, max_tokens)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}" if where else str(error)) from error

@@ -169,6 +169,7 @@ def _key(source: FileSource, encoder: Encoder) -> str:
     tokenizer = encoder.tokenizer
     texts = [
         source.fingerprint(),
+        type(encoder).__name__,
         repr(encoder.template),
         repr(encoder.token_spec),
         str(encoder.max_tokens),

@@ -27,9 +27,9 @@ def inspect(config: str, overrides: tuple[str, ...], stage: str | None, num: int
     from dataclasses import replace
 
     from prismcap.configs.load import load_config
-    from prismcap.data.encode import build_encoder
     from prismcap.data.inspect import inspect_mix, write_page
     from prismcap.data.mix import build_mix
+    from prismcap.data.pairs import stage_encoder
     from prismcap.data.schema import DataError
     from prismcap.data.sources._contract import SourceContext
     from prismcap.model.build import build_captioner
@@ -44,13 +44,7 @@ def inspect(config: str, overrides: tuple[str, ...], stage: str | None, num: int
         # the data first: it is quick to open, and where mistakes are likely
         mix = build_mix(chosen.data, SourceContext(run.seed, chosen.data.max_image_pixels), f"{where}.data")
         captioner = build_captioner(run.model, config)
-        encoder = build_encoder(
-            chosen.template,
-            captioner.tokenizer,
-            captioner.token_spec,
-            chosen.data.max_tokens,
-            f"{where}.template",
-        )
+        encoder = stage_encoder(chosen, captioner.tokenizer, captioner.token_spec, where)
         spec = replace(captioner.image_spec, geometry=chosen.data.geometry)
         inspection = inspect_mix(mix, encoder, spec, num)
     except DataError as error:
