@@ -1,7 +1,7 @@
 """What a stage's kind makes of a sample: a conversation to write, or a pair of a picture and a text.
 
-A contrastive stage compares pairs. Its samples take the way of all others (source, template, encoder, rows of a
-step), with one position in place of the picture's and without the text that is not supervised.
+A contrastive stage compares pairs. Its samples take the way of all others (source, template, encoder, rows of
+a step), with one position in place of the picture's and without the text that is not supervised.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class PairEncoder(Encoder):
         if len(encoded.spans) != 1:
             raise SampleRejected(
                 "not_a_pair",
-                f"{sample.source}, sample {sample.id!r}: it shows {len(encoded.spans)} pictures, a contrastive "
-                "stage compares one picture with its text",
+                f"{sample.source}, sample {sample.id!r}: it shows {len(encoded.spans)} pictures, a "
+                "contrastive stage compares one with its text",
             )
         text_T = encoded.input_ids[encoded.labels != IGNORE_INDEX]
         input_ids = torch.cat([torch.tensor([self.pad_id]), text_T])

@@ -27,8 +27,9 @@ START_SCALE, START_BIAS = 10.0, -10.0
 
 
 class TextTower(nn.Module):
-    """transformers' SiglipTextModel over the LLM's tokens, with the scale (as its logarithm) and the bias of the
-    loss. A text is filled up to L with `pad_id`, which the tower reads too, and its last position speaks for it.
+    """transformers' SiglipTextModel over the LLM's tokens, and the loss's scale (its logarithm) and bias.
+
+    A text is filled up to L with `pad_id`, which the tower reads too; its last position speaks for it.
     """
 
     def __init__(self, config: TextTowerConfig, vocabulary: int, embedding_size: int, pad_id: int) -> None:
@@ -69,14 +70,14 @@ def _unit(embeddings_ND: Tensor) -> Tensor:
 def build_text_tower(
     config: TextTowerConfig, vision_encoder: VisionEncoder, llm: Any, tokenizer: Any, seed: int
 ) -> TextTower:
-    """A text tower that starts at random from `seed`, on the LLM's device. The random state is left as it was.
+    """A text tower that starts at random from `seed`, on the LLM's device. The random state stays as it was.
 
     Raises ConfigError for a vision encoder without one embedding for a whole picture.
     """
     if vision_encoder.pooled_size is None:
         raise ConfigError(
-            "train.text_tower: the vision encoder gives no embedding of a whole picture to compare texts with: "
-            "take vision_encoder.name: siglip, with its head"
+            "train.text_tower: the vision encoder gives no embedding of a whole picture to compare "
+            "texts with: take vision_encoder.name: siglip, with its head"
         )
     words = llm.get_input_embeddings()
     pad_id = getattr(tokenizer, "pad_token_id", None)

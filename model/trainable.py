@@ -40,7 +40,9 @@ def prepare_stage(
     where one is needed; MissingExtraError.
     """
     if lora_modules(captioner) or captioner.text_tower is not None:
-        raise ValueError("the last stage's own parts are still in place: call finish_stage before prepare_stage")
+        raise ValueError(
+            "the last stage's own parts are still in place: call finish_stage before prepare_stage"
+        )
     captioner.requires_grad_(False)
     unread = captioner.vision_encoder.unused_parameters()
     if "text_tower" in train:

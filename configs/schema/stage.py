@@ -54,7 +54,7 @@ class LoraConfig(Section):
 
 
 class TextTowerConfig(Section):
-    """Sizes of the text tower of a contrastive stage: SigLIP's (transformers' SiglipTextModel), made small."""
+    """Sizes of the text tower of a contrastive stage: transformers' SiglipTextModel, made small."""
 
     hidden_size: int = Field(default=192, ge=1)
     intermediate_size: int = Field(default=768, ge=1)
@@ -241,7 +241,7 @@ class StageConfig(Section):
         """What of the stage cannot be, given that it is contrastive, and the remedy."""
         batch, tower = self.batch, self.train["text_tower"]
         if self.train.keys() != {"vision_encoder", "text_tower"}:
-            yield f"train has {', '.join(self.train)}: give it vision_encoder and text_tower, and nothing else"
+            yield f"train has {', '.join(self.train)}: give it vision_encoder and text_tower alone"
         if tower.lora is not None or tower.only is not None:
             yield "train.text_tower starts at random: it trains whole, without lora and only"
         if batch.packing:
@@ -249,7 +249,7 @@ class StageConfig(Section):
         if batch.images_per_micro_batch < batch.rows_per_micro_batch:
             yield (
                 f"batch.images_per_micro_batch={batch.images_per_micro_batch} is less than "
-                f"batch.rows_per_micro_batch={batch.rows_per_micro_batch}: fewer pairs would be compared. Raise it"
+                f"batch.rows_per_micro_batch={batch.rows_per_micro_batch}: raise it to compare as many pairs"
             )
         longest = (tower.sizes or TextTowerConfig()).max_text_tokens
         if self.data.max_tokens > longest:

@@ -89,7 +89,7 @@ def check_samples(stage: str, drawn: Drawn, encoder: Encoder) -> list[Finding]:
             )
         )
     if isinstance(encoder, PairEncoder):
-        findings.append(ok(f"{stage}: pairs of a picture and a text; a contrastive stage has no mask to check"))
+        findings.append(ok(f"{stage}: pairs of a picture and a text; there is no mask to check"))
         return findings
     wrong = [problem for item in drawn.samples if (problem := mask_problem(*item, encoder))]
     if wrong:

@@ -18,8 +18,8 @@ def worst_batch(captioner: Captioner, stage: StageConfig, num_rows: int | None =
     """`num_rows` (by default batch.rows_per_micro_batch) rows of row_tokens, cut into samples of max_tokens.
 
     Pictures come first, until images_per_micro_batch or the rows are used up; all text after a sample's
-    first token is supervised. Blank pixels, or features where the stage has a feature cache. For a contrastive
-    stage `num_rows` pairs of a picture and a text of max_tokens.
+    first token is supervised. Blank pixels, or features where the stage has a feature cache. A contrastive
+    stage gets `num_rows` pairs of a picture and a text of max_tokens.
     """
     num_rows = num_rows or stage.batch.rows_per_micro_batch
     if stage.kind == "contrastive":
