@@ -1,4 +1,4 @@
-"""A contrastive stage's loss, held against transformers' SiglipModel and, question by question, its formula."""
+"""A contrastive stage's loss, held against transformers' SiglipModel and against its formula."""
 
 from __future__ import annotations
 
