@@ -22,8 +22,8 @@ from prismcap.configs.schema.stage import TextTowerConfig
 from prismcap.data.schema import Batch, DataError
 from prismcap.model.contracts import VisionEncoder
 
-# where scale and bias start (section 3.2): nearly all questions are answered with no, and that is right
-START_SCALE, START_BIAS = 10.0, -10.0
+# where the scale starts (section 3.2)
+START_SCALE = 10.0
 
 
 class TextTower(nn.Module):
@@ -36,7 +36,7 @@ class TextTower(nn.Module):
         super().__init__()
         self.pad_id = pad_id
         self.max_text_tokens = config.max_text_tokens
-        sizes = config.model_dump(exclude={"max_text_tokens"})
+        sizes = config.model_dump(exclude={"max_text_tokens", "start_bias"})
         self.tower: Any = SiglipTextModel(
             SiglipTextConfig(
                 vocab_size=vocabulary,
@@ -49,7 +49,9 @@ class TextTower(nn.Module):
             )
         ).float()
         self.logit_scale = nn.Parameter(torch.tensor([math.log(START_SCALE)]))
-        self.logit_bias = nn.Parameter(torch.tensor([START_BIAS]))
+        # nearly all questions are answered with no at first, as often as that is right: a start far from there
+        # is made good by making all embeddings alike
+        self.logit_bias = nn.Parameter(torch.tensor([config.start_bias]))
 
     def forward(self, text_NL: Tensor) -> Tensor:
         """embeddings_ND of token ids, not normalised."""

@@ -63,6 +63,11 @@ class TextTowerConfig(Section):
     max_text_tokens: int = Field(
         default=64, ge=8, description="every text is filled up to so many; at least data.max_tokens"
     )
+    start_bias: float = Field(
+        default=-10.0,
+        le=0,
+        description="of the loss (arXiv 2303.15343, section 3.2, for 32k pairs); about -log(pairs compared)",
+    )
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> TextTowerConfig:

@@ -227,7 +227,7 @@ def test_a_rank_without_pairs_runs_both_towers(captioner: Captioner) -> None:
     )
     output = captioner(idle)
     output.loss_sum.backward()
-    assert (float(output.loss_sum), output.num_target_tokens, int(output.num_correct)) == (0.0, 0, 0)
+    assert (output.loss_sum.item(), output.num_target_tokens, int(output.num_correct)) == (0.0, 0, 0)
     assert all(
         value.grad is not None and not value.grad.any() for value in trainable_parameters(captioner).values()
     )

@@ -131,9 +131,14 @@ def test_it_learns_to_tell_pairs_apart(make: Make) -> None:
     assert found[-1]["rejected"].keys() == {"not_a_pair"}
 
 
-def test_two_ranks_compare_their_own_pairs(contrastive: Path, tmp_path: Path, torchrun: Any) -> None:
-    """As one rank does with micro-batches of half the size."""
-    overrides = [f"output_dir={tmp_path}", "stages.instruct=null", "stages.align=null"]
+def test_two_ranks_compare_their_own_pairs(
+    contrastive: Path, world: Path, tmp_path: Path, torchrun: Any
+) -> None:
+    """As one rank does with micro-batches of half the size. An odd number would not be halved alike."""
+    rows = json.loads((world / "rows.json").read_text())
+    (tmp_path / "pairs.json").write_text(json.dumps([row for row in rows if "image" in row]))
+    mix = f"stages.contrast.data.mix=[{{name: llava_json, path: {tmp_path}/pairs.json, image_root: {world}}}]"
+    overrides = [f"output_dir={tmp_path}", "stages.instruct=null", "stages.align=null", mix]
     module = ["-m", "prismcap.scripts.train", str(contrastive)]
     torchrun(2, *module, *overrides, "name=two", "--no-dry-export", "--no-doctor")
     halves = "stages.contrast.batch.rows_per_micro_batch=4"
@@ -143,7 +148,7 @@ def test_two_ranks_compare_their_own_pairs(contrastive: Path, tmp_path: Path, to
         found = {
             name: [record[key] for record in records(tmp_path / name)] for name in ("two", "one", "whole")
         }
-        assert found["two"] == pytest.approx(found["one"], rel=1e-3), key
+        assert found["two"] == pytest.approx(found["one"], rel=1e-4), key
         assert found["two"] != pytest.approx(found["whole"], rel=1e-2), key
     assert one.name == "one" and whole.name == "whole"
 

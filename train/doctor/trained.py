@@ -6,17 +6,16 @@ import math
 
 from torch import Tensor
 
-from prismcap.configs.schema.stage import StageConfig
+from prismcap.configs.schema.stage import StageConfig, TextTowerConfig
 from prismcap.data.schema import Batch
 from prismcap.model.captioner import Captioner
 from prismcap.model.precision import autocast
-from prismcap.model.text_tower import START_BIAS
 from prismcap.model.trainable import GROUPS, group_of, trainable_parameters
 from prismcap.train.doctor.findings import Finding, error, ok, warning
 
 # a model that knows nothing has a loss of ln(vocabulary); far above it, something is wrong
 MOST_OF_LN_VOCABULARY = 1.5
-# of a contrastive stage's loss where SigLIP starts: no to every question costs -START_BIAS for each pair
+# no to every question of a contrastive stage costs -start_bias for each pair; no start is much worse
 MOST_OF_START = 1.5
 
 
@@ -80,7 +79,8 @@ def check_learning(name: str, captioner: Captioner, batch: Batch, stage: StageCo
     # as a step has it: of the mean over the supervised tokens
     norms = {key: value / max(1, targets) ** 2 for key, value in norms.items()}
     if stage.kind == "contrastive":
-        finding = _pair_loss_finding(name, loss, targets)
+        sizes = stage.train["text_tower"].sizes or TextTowerConfig()
+        finding = _pair_loss_finding(name, loss, targets, -sizes.start_bias)
     else:
         finding = _loss_finding(name, loss, targets, captioner.llm.get_input_embeddings().num_embeddings)
     return [finding, *_gradient_findings(name, norms, list(trained))]
@@ -98,13 +98,13 @@ def _loss_finding(name: str, loss: float, targets: int, vocabulary: int) -> Find
     return ok(text)
 
 
-def _pair_loss_finding(name: str, loss: float, num_pairs: int) -> Finding:
-    text = f"{name}: the loss of {num_pairs} pairs is {loss:.3f} (SigLIP starts near {-START_BIAS:.0f})"
+def _pair_loss_finding(name: str, loss: float, num_pairs: int, start: float) -> Finding:
+    text = f"{name}: the loss of {num_pairs} pairs is {loss:.3f} (answering no: {start:.2f})"
     if not math.isfinite(loss):
         return error(text, "Train in fp32, or look for weights that are not finite.")
     if num_pairs == 0:
         return error(text, f"Nothing is learned from these samples: prismcap data inspect --stage {name}")
-    if loss > -MOST_OF_START * START_BIAS:
+    if loss > MOST_OF_START * max(start, 1.0) + num_pairs:
         return warning(text, "Are the pictures normalised as the vision encoder expects?")
     return ok(text)
 
