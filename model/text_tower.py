@@ -49,8 +49,8 @@ class TextTower(nn.Module):
             )
         ).float()
         self.logit_scale = nn.Parameter(torch.tensor([math.log(START_SCALE)]))
-        # nearly all questions are answered with no at first, as often as that is right: a start far from there
-        # is made good by making all embeddings alike
+        # nearly all questions are answered with no at first, as often as that is right: a start far from
+        # there is made good by making all embeddings alike
         self.logit_bias = nn.Parameter(torch.tensor([config.start_bias]))
 
     def forward(self, text_NL: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from prismcap.train.doctor.findings import Finding, error, ok, warning
 
 # a model that knows nothing has a loss of ln(vocabulary); far above it, something is wrong
 MOST_OF_LN_VOCABULARY = 1.5
-# no to every question of a contrastive stage costs -start_bias for each pair; no start is much worse
+# no to every question of a contrastive stage costs -start_bias for each pair, yes and no at even odds N ln 2
 MOST_OF_START = 1.5
 
 
@@ -104,7 +104,7 @@ def _pair_loss_finding(name: str, loss: float, num_pairs: int, start: float) -> 
         return error(text, "Train in fp32, or look for weights that are not finite.")
     if num_pairs == 0:
         return error(text, f"Nothing is learned from these samples: prismcap data inspect --stage {name}")
-    if loss > MOST_OF_START * max(start, 1.0) + num_pairs:
+    if loss > MOST_OF_START * max(start, num_pairs):
         return warning(text, "Are the pictures normalised as the vision encoder expects?")
     return ok(text)
 
