@@ -220,10 +220,11 @@ def build_encoder(
     max_tokens: int,
     where: str = "",
     max_text_tokens: int | None = None,
+    encoder_type: type[Encoder] = Encoder,
 ) -> Encoder:
-    """The encoder of a stage's template. `where` (file and key path) goes into errors."""
+    """The encoder of a template. `where` (file and key path) goes into errors."""
     module, options = component_options("template", template, where)
     try:
-        return Encoder(module.build(options), tokenizer, token_spec, max_tokens, max_text_tokens)
+        return encoder_type(module.build(options), tokenizer, token_spec, max_tokens, max_text_tokens)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}" if where else str(error)) from error

@@ -164,6 +164,7 @@ def _key(source: FileSource, encoder: Encoder) -> str:
     tokenizer = encoder.tokenizer
     texts = [
         source.fingerprint(),
+        type(encoder).__name__,
         repr(encoder.template),
         repr(encoder.token_spec),
         f"{encoder.max_tokens} {encoder.max_text_tokens}",

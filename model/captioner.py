@@ -19,13 +19,14 @@ from prismcap.model.attention import attention_inputs, check_window, is_flattene
 from prismcap.model.contracts import Connector, VisionEncoder
 from prismcap.model.huggingface import set_checkpointing
 from prismcap.model.loss import supervised_positions, token_loss
+from prismcap.model.text_tower import TextTower, pair_loss
 
 
 @dataclass
 class Output:
     """loss_sum: cross entropy summed over the supervised tokens, fp32 scalar. num_correct: how many of them
     are the likeliest one at their place, long scalar without a gradient. The caller divides both by
-    the count over all micro-batches and ranks."""
+    the count over all micro-batches and ranks. In a contrastive stage pairs take the place of tokens."""
 
     loss_sum: Tensor
     num_target_tokens: int
@@ -41,6 +42,7 @@ class Captioner(nn.Module):
         self.connector = connector
         self.llm = llm
         self.tokenizer = tokenizer
+        self.text_tower: TextTower | None = None  # only while a contrastive stage trains (prepare_stage)
         # an engine that shards frozen weights too sets it: gathering them is collective, pictures or not
         self.always_encodes = False
         self.compiled = False  # the LLM's layers are (model/kernels.py)
@@ -154,6 +156,8 @@ class Captioner(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         """The summed loss of a packed batch (zero, with gradients, when nothing is supervised)."""
+        if self.text_tower is not None:
+            return Output(*pair_loss(self.vision_encoder, self.text_tower, batch))
         hidden_BTH = self.hidden_states(batch)
         position_N, target_N = supervised_positions(batch.labels, batch.position_ids)
         hidden_NH = hidden_BTH.flatten(0, 1)[position_N]

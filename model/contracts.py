@@ -23,6 +23,7 @@ class VisionEncoder(nn.Module, ABC):
     hidden_size: int
     grid: tuple[int, int]
     num_class_tokens: int = 0
+    pooled_size: int | None = None  # width of `pooled`; None for an encoder that has none
 
     @property
     def num_patches(self) -> int:
@@ -36,6 +37,10 @@ class VisionEncoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, tiles_P3SS: Tensor) -> Tensor:
         """features_PKD: kept class tokens, then patches in row-major order."""
+
+    def pooled(self, tiles_P3SS: Tensor) -> Tensor:
+        """embeddings_PD, one of each whole tile, D = pooled_size. Reads all parameters of the encoder."""
+        raise NotImplementedError(f"{type(self).__name__} has no pooled_size")
 
     def unused_parameters(self) -> frozenset[str]:
         """Names of own parameters that forward never reads (layers above the chosen one, heads)."""

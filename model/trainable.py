@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from prismcap.configs.errors import ConfigError
-from prismcap.configs.schema.stage import Group, GroupConfig, Precision
+from prismcap.configs.schema.stage import Group, GroupConfig, Precision, TextTowerConfig
 from prismcap.model.captioner import Captioner
 from prismcap.model.freeze import unfreeze
 from prismcap.model.lora import inject_lora, lora_modules, lora_targets, merge_lora, output_layer
 from prismcap.model.quantize import dequantize_all, quantize_linear
+from prismcap.model.text_tower import build_text_tower
 
 GROUPS: tuple[Group, ...] = get_args(Group)
 
@@ -38,20 +39,26 @@ def prepare_stage(
     no gradient. Raises ConfigError when LoRA's target modules or a pattern match nothing, and without a GPU
     where one is needed; MissingExtraError.
     """
-    if lora_modules(captioner):
-        raise ValueError("the last stage's LoRA is still in place: call finish_stage before prepare_stage")
+    if lora_modules(captioner) or captioner.text_tower is not None:
+        raise ValueError(
+            "the last stage's own parts are still in place: call finish_stage before prepare_stage"
+        )
     captioner.requires_grad_(False)
+    unread = captioner.vision_encoder.unused_parameters()
+    if "text_tower" in train:
+        _add_text_tower(captioner, train["text_tower"].sizes or TextTowerConfig(), seed)
+        unread = frozenset()  # the pooled embedding of a picture is made of all of the encoder
     for index, group in enumerate(GROUPS):
         config = train.get(group)
         if config is None:
             continue
         where = f"train.{group}"
         module: nn.Module = getattr(captioner, group)
-        unread = captioner.vision_encoder.unused_parameters() if group == "vision_encoder" else frozenset()
+        own_unread = unread if group == "vision_encoder" else frozenset()
         if config.lora is None:
-            unfreeze(module, config.only, unread, f"{where}.only")
+            unfreeze(module, config.only, own_unread, f"{where}.only")
             continue
-        targets = lora_targets(module, config.lora, config.only, unread, where)
+        targets = lora_targets(module, config.lora, config.only, own_unread, where)
         if config.lora.quantize is not None:
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             quantize_linear(module, output_layer(module), dtype, f"{where}.lora.quantize")
@@ -59,6 +66,14 @@ def prepare_stage(
             torch.manual_seed(seed + index)
             inject_lora(module, config.lora, targets)
     captioner.train(captioner.training)
+
+
+def _add_text_tower(captioner: Captioner, sizes: TextTowerConfig, seed: int) -> None:
+    """The same one for the same seed, whenever its stage is prepared; finish_stage takes it away."""
+    own_seed = seed + GROUPS.index("text_tower")
+    captioner.text_tower = build_text_tower(
+        sizes, captioner.vision_encoder, captioner.llm, captioner.tokenizer, own_seed
+    )
 
 
 def unquantized(train: Mapping[Group, GroupConfig]) -> dict[Group, GroupConfig]:
@@ -108,10 +123,12 @@ def check_trainable_state(captioner: nn.Module, state: Mapping[str, Tensor]) -> 
 
 
 def finish_stage(captioner: Captioner) -> None:
-    """Merge LoRA into the weights it adapts, and freeze everything: names are as before the stage.
+    """Merge LoRA into the weights it adapts, take a text tower away, and freeze everything: names are as
+    before the stage.
 
     Weights that were quantized stay what training computed with, in fp32.
     """
+    captioner.text_tower = None
     merge_lora(captioner)
     dequantize_all(captioner.llm, captioner.device)
     adapted: Any

@@ -26,7 +26,11 @@ class MfuMeter:
     @classmethod
     def of(cls, captioner: Captioner, stage: StageConfig, ranks: Ranks) -> MfuMeter | None:
         """For a captioner made ready by prepare_stage, before apply_kernels and the engine. None, with a
-        warning, for a model that cannot be counted. Takes about a second. Collective."""
+        warning, for a model that cannot be counted, and for a contrastive stage. Takes about a second.
+        Collective."""
+        if stage.kind == "contrastive":
+            log.info("mfu is not logged: operations are not counted for contrastive stages")
+            return None
         try:
             model = FlopModel.of(captioner)
         except RuntimeError as error:

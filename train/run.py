@@ -22,11 +22,12 @@ from prismcap.configs.errors import ConfigError
 from prismcap.configs.registry import component_module, component_options
 from prismcap.configs.schema.run import RunConfig
 from prismcap.configs.schema.stage import StageConfig
-from prismcap.data.encode import Encoder, build_encoder
+from prismcap.data.encode import Encoder
 from prismcap.data.features import FeatureInputs
 from prismcap.data.loader import RejectionTally, StepLoader
 from prismcap.data.mix import Mix, build_mix
 from prismcap.data.pack import PixelInputs
+from prismcap.data.pairs import stage_encoder
 from prismcap.data.sources._contract import SourceContext
 from prismcap.model.build import build_captioner
 from prismcap.model.captioner import Captioner
@@ -139,14 +140,7 @@ def stage_data(config: RunConfig, name: str, captioner: Captioner) -> tuple[Mix,
     context = SourceContext(config.seed, stage.data.max_image_pixels)
     tokenizer, token_spec = captioner.tokenizer, captioner.token_spec_of(stage.data)
     mix = build_mix(stage.data, context, f"{where}.data")
-    encoder = build_encoder(
-        stage.template,
-        tokenizer,
-        token_spec,
-        stage.data.max_tokens,
-        f"{where}.template",
-        stage.data.max_text_tokens,
-    )
+    encoder = stage_encoder(stage, tokenizer, token_spec, where)
     return mix, encoder, PixelInputs(captioner.image_spec_of(stage.data))
 
 

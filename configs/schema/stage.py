@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -11,7 +12,7 @@ from prismcap.configs.schema.data import BatchConfig, DataConfig
 
 # auto: bf16 where the device is faster in it, else fp32. A run settles it once, in its first start
 Precision = Literal["auto", "fp32", "bf16"]
-Group = Literal["vision_encoder", "connector", "llm"]
+Group = Literal["vision_encoder", "connector", "llm", "text_tower"]
 _WARMUP_RATIO = 0.03  # LLaVA's
 
 
@@ -53,6 +54,32 @@ class LoraConfig(Section):
         return f"{name} of rank {self.rank}"
 
 
+class TextTowerConfig(Section):
+    """Sizes of the text tower of a contrastive stage: transformers' SiglipTextModel, made small."""
+
+    hidden_size: int = Field(default=192, ge=1)
+    intermediate_size: int = Field(default=768, ge=1)
+    num_hidden_layers: int = Field(default=4, ge=1)
+    num_attention_heads: int = Field(default=3, ge=1)
+    max_text_tokens: int = Field(
+        default=64, ge=8, description="every text is filled up to so many; at least data.max_tokens"
+    )
+    start_bias: float = Field(
+        default=-10.0,
+        le=0,
+        description="of the loss (arXiv 2303.15343, section 3.2, for 32k pairs); about -log(pairs compared)",
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> TextTowerConfig:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not divisible by "
+                f"num_attention_heads={self.num_attention_heads}"
+            )
+        return self
+
+
 class GroupConfig(Section):
     """One parameter group that trains. Groups that are not named stay frozen."""
 
@@ -71,6 +98,7 @@ class GroupConfig(Section):
         description="lr of a layer over that of the next one; the last that trains has lr itself",
     )
     lora: LoraConfig | None = None
+    sizes: TextTowerConfig | None = Field(default=None, description="of text_tower alone; none: its defaults")
 
     @property
     def how(self) -> str:
@@ -177,6 +205,11 @@ class StageConfig(Section):
     )
     checkpoint: CheckpointConfig = CheckpointConfig()
 
+    @property
+    def kind(self) -> Literal["caption", "contrastive"]:
+        """What the loss is of: a stage that trains a text tower is contrastive."""
+        return "contrastive" if "text_tower" in self.train else "caption"
+
     @field_validator("feature_cache", mode="before")
     @classmethod
     def _true_is_bf16(cls, value: object) -> object:
@@ -251,3 +284,37 @@ class StageConfig(Section):
         if self.feature_cache and "vision_encoder" in self.train:
             raise ValueError("feature_cache needs a frozen vision encoder: take vision_encoder out of train")
         return self
+
+    @model_validator(mode="after")
+    def _contrastive_is_of_pairs(self) -> StageConfig:
+        for group, config in self.train.items():
+            if config.sizes is not None and group != "text_tower":
+                raise ValueError(f"train.{group}.sizes: only the text_tower has sizes")
+        if self.kind == "contrastive":
+            wrong = next(self._against_contrast(), None)
+            if wrong is not None:
+                raise ValueError(f"{wrong} (a stage that trains text_tower is contrastive)")
+        return self
+
+    def _against_contrast(self) -> Iterator[str]:
+        """What of the stage cannot be, given that it is contrastive, and the remedy."""
+        batch, tower = self.batch, self.train["text_tower"]
+        if self.train.keys() != {"vision_encoder", "text_tower"}:
+            yield f"train has {', '.join(self.train)}: give it vision_encoder and text_tower alone"
+        if tower.lora is not None or tower.only is not None:
+            yield "train.text_tower starts at random: it trains whole, without lora and only"
+        if batch.packing:
+            yield "batch.packing must be false: rows_per_micro_batch is then the number of pairs compared"
+        if batch.images_per_micro_batch < batch.rows_per_micro_batch:
+            yield (
+                f"batch.images_per_micro_batch={batch.images_per_micro_batch} is less than "
+                f"batch.rows_per_micro_batch={batch.rows_per_micro_batch}: raise it to compare as many pairs"
+            )
+        longest = (tower.sizes or TextTowerConfig()).max_text_tokens
+        if self.data.max_tokens > longest:
+            yield (
+                f"data.max_tokens={self.data.max_tokens} is more than "
+                f"train.text_tower.sizes.max_text_tokens={longest}: lower it, or raise that"
+            )
+        if self.engine.name == "deepspeed":
+            yield "engine.name: deepspeed is not supported: take torch, under torchrun for several processes"

@@ -113,6 +113,8 @@ class TowerEncoder(VisionEncoder):
         keeps = isinstance(options, ClassTokenOptions) and options.class_token == "keep"
         self.num_class_tokens = architecture.num_class_tokens if keeps else 0
         self.hidden_size: int = tower.config.hidden_size * len(self.layers_read)
+        # SigLIP's head, which attends to the patches of its normalised last hidden state
+        self.pooled_size = tower.config.hidden_size if hasattr(tower, "head") else None
         side = tower.config.image_size // tower.config.patch_size
         # without one of its patches a grid is a row
         self.grid = (1, side * side - 1) if self.num_dropped_patches else (side, side)
@@ -135,6 +137,11 @@ class TowerEncoder(VisionEncoder):
         if self.num_class_tokens == 0:
             return patches
         return torch.cat([features_PKD[:, : self.num_class_tokens], patches], dim=1)
+
+    def pooled(self, tiles_P3SS: Tensor) -> Tensor:
+        """See VisionEncoder.pooled."""
+        embeddings_PD: Tensor = self.tower(pixel_values=tiles_P3SS).pooler_output
+        return embeddings_PD
 
     def unused_parameters(self) -> frozenset[str]:
         prefix = f"tower.{self.architecture.blocks}"

@@ -25,9 +25,9 @@ def data() -> None:
 def inspect(config: str, overrides: tuple[str, ...], stage: str | None, num: int, out: Path | None) -> None:
     """Write an HTML page of training samples of CONFIG: pictures, text, what is learned, what is rejected."""
     from prismcap.configs.load import load_config
-    from prismcap.data.encode import build_encoder
     from prismcap.data.inspect import inspect_mix, write_page
     from prismcap.data.mix import build_mix
+    from prismcap.data.pairs import stage_encoder
     from prismcap.data.schema import DataError
     from prismcap.data.sources._contract import SourceContext
     from prismcap.model.build import build_captioner
@@ -42,14 +42,7 @@ def inspect(config: str, overrides: tuple[str, ...], stage: str | None, num: int
         # the data first: it is quick to open, and where mistakes are likely
         mix = build_mix(chosen.data, SourceContext(run.seed, chosen.data.max_image_pixels), f"{where}.data")
         captioner = build_captioner(run.model, config)
-        encoder = build_encoder(
-            chosen.template,
-            captioner.tokenizer,
-            captioner.token_spec_of(chosen.data),
-            chosen.data.max_tokens,
-            f"{where}.template",
-            chosen.data.max_text_tokens,
-        )
+        encoder = stage_encoder(chosen, captioner.tokenizer, captioner.token_spec_of(chosen.data), where)
         inspection = inspect_mix(mix, encoder, captioner.image_spec_of(chosen.data), num)
     except DataError as error:
         raise ConfigError(f"{where}.data: {error}") from error

@@ -11,6 +11,7 @@ from prismcap.data.encode import Encoder
 from prismcap.data.inspect import Run, token_runs
 from prismcap.data.mix import Mix
 from prismcap.data.pack import ImageInputs, collate
+from prismcap.data.pairs import PairEncoder
 from prismcap.data.schema import Batch, Encoded, ImageRef, Sample, SampleRejected
 from prismcap.train.doctor.findings import Finding, error, ok, warning
 
@@ -87,6 +88,9 @@ def check_samples(stage: str, drawn: Drawn, encoder: Encoder) -> list[Finding]:
                 f"Mend the data, or see them all: prismcap data inspect --stage {stage}",
             )
         )
+    if isinstance(encoder, PairEncoder):
+        findings.append(ok(f"{stage}: pairs of a picture and a text; there is no mask to check"))
+        return findings
     wrong = [problem for item in drawn.samples if (problem := mask_problem(*item, encoder))]
     if wrong:
         findings.append(

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from prismcap.configs.schema.stage import StageConfig
+from prismcap.configs.schema.stage import StageConfig, TextTowerConfig
 from prismcap.data.schema import Batch
 from prismcap.model.captioner import Captioner
 from prismcap.model.precision import autocast
@@ -15,6 +15,8 @@ from prismcap.train.doctor.findings import Finding, error, ok, warning
 
 # a model that knows nothing has a loss of ln(vocabulary); far above it, something is wrong
 MOST_OF_LN_VOCABULARY = 1.5
+# no to every question of a contrastive stage costs -start_bias for each pair, yes and no at even odds N ln 2
+MOST_OF_START = 1.5
 
 
 def check_groups(name: str, captioner: Captioner, stage: StageConfig) -> list[Finding]:
@@ -26,6 +28,8 @@ def check_groups(name: str, captioner: Captioner, stage: StageConfig) -> list[Fi
         weights, total = sum(size for _, size in trained), sum(value.numel() for _, value in own)
         text = f"{name}: {group} trains {weights:,} of {total:,} weights in {len(trained)} tensors"
         config = stage.train.get(group)
+        if config is None and not own:
+            continue  # a text tower is there in its own stage alone
         if config is None and trained:
             findings.append(
                 error(f"{text}, but is not in stages.{name}.train", f"{trained[0][0]} must be frozen.")
@@ -71,11 +75,15 @@ def check_learning(name: str, captioner: Captioner, batch: Batch, stage: StageCo
         for handle in handles:
             handle.remove()
     targets = output.num_target_tokens
-    vocabulary = captioner.llm.get_input_embeddings().num_embeddings
     loss = float(output.loss_sum.detach()) / max(1, targets)
     # as a step has it: of the mean over the supervised tokens
     norms = {key: value / max(1, targets) ** 2 for key, value in norms.items()}
-    return [_loss_finding(name, loss, targets, vocabulary), *_gradient_findings(name, norms, list(trained))]
+    if stage.kind == "contrastive":
+        sizes = stage.train["text_tower"].sizes or TextTowerConfig()
+        finding = _pair_loss_finding(name, loss, targets, -sizes.start_bias)
+    else:
+        finding = _loss_finding(name, loss, targets, captioner.llm.get_input_embeddings().num_embeddings)
+    return [finding, *_gradient_findings(name, norms, list(trained))]
 
 
 def _loss_finding(name: str, loss: float, targets: int, vocabulary: int) -> Finding:
@@ -87,6 +95,17 @@ def _loss_finding(name: str, loss: float, targets: int, vocabulary: int) -> Find
         return error(text, f"Nothing is learned from these samples: prismcap data inspect --stage {name}")
     if loss > MOST_OF_LN_VOCABULARY * highest:
         return warning(text, "Is this the tokenizer of this LLM, and the template it was trained with?")
+    return ok(text)
+
+
+def _pair_loss_finding(name: str, loss: float, num_pairs: int, start: float) -> Finding:
+    text = f"{name}: the loss of {num_pairs} pairs is {loss:.3f} (answering no: {start:.2f})"
+    if not math.isfinite(loss):
+        return error(text, "Train in fp32, or look for weights that are not finite.")
+    if num_pairs == 0:
+        return error(text, f"Nothing is learned from these samples: prismcap data inspect --stage {name}")
+    if loss > MOST_OF_START * max(start, num_pairs):
+        return warning(text, "Are the pictures normalised as the vision encoder expects?")
     return ok(text)
 
 

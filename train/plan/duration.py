@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from prismcap.configs.schema.run import RunConfig
 from prismcap.configs.schema.stage import StageConfig
-from prismcap.data.encode import build_encoder
 from prismcap.data.length_mixes import LengthMix, load_length_mix
 from prismcap.data.length_mixes.published import published_mix, published_set
 from prismcap.data.mix import build_mix
+from prismcap.data.pairs import stage_encoder
 from prismcap.data.schema import DataError, SampleRejected
 from prismcap.data.sources._contract import SourceContext
 from prismcap.model.captioner import Captioner
@@ -107,14 +107,7 @@ def lengths_of_data(name: str, config: RunConfig, captioner: Captioner) -> Lengt
     if captioner.tokenizer is None:
         raise DataError("the LLM has no tokenizer files")
     mix = build_mix(stage.data, SourceContext(config.seed, stage.data.max_image_pixels), f"{where}.data")
-    encoder = build_encoder(
-        stage.template,
-        captioner.tokenizer,
-        captioner.token_spec_of(stage.data),
-        stage.data.max_tokens,
-        f"{where}.template",
-        stage.data.max_text_tokens,
-    )
+    encoder = stage_encoder(stage, captioner.tokenizer, captioner.token_spec_of(stage.data), where)
     found = []
     for position in range(min(NUM_READ, len(mix))):
         try:

@@ -55,6 +55,9 @@ def plan_lines(config: RunConfig, machine: Machine, length_mixes: Mapping[str, s
         memory = StageMemory(config.model, config.stages[name])
         yield ""
         yield from _memory_lines(name, memory, machine)
+        if memory.stage.kind == "contrastive":
+            yield "time: not counted for contrastive stages"
+            continue
         try:
             lengths = _lengths(name, config, memory, length_mixes)
         except (ConfigError, DataError) as error:
@@ -93,6 +96,8 @@ def _memory_lines(name: str, memory: StageMemory, machine: Machine) -> Iterator[
     columns = [configured if column.zero_stage == configured.zero_stage else column for column in columns]
     yield f"stage {name}: {_trained(memory)}; {stage.precision}"
     rows = f"{stage.batch.rows_per_micro_batch} x {stage.batch.row_tokens} tokens a micro-batch"
+    if stage.kind == "contrastive":
+        rows = f"{stage.batch.rows_per_micro_batch} pairs a micro-batch"
     yield f"memory of one GPU in GB, {rows} (* the config's engine)"
     heads = [f"{column.name}{'*' if column == configured else ''}" for column in columns]
     yield _row("", heads)

@@ -11,15 +11,20 @@ from prismcap.configs.schema.stage import StageConfig
 from prismcap.data.schema import IGNORE_INDEX, Batch, Tiling
 from prismcap.model.captioner import Captioner
 
+LARGEST = ("the largest batch that the config allows",)
+
 
 def worst_batch(captioner: Captioner, stage: StageConfig, num_rows: int | None = None) -> Batch:
     """`num_rows` (by default batch.rows_per_micro_batch) rows of row_tokens, cut into samples of max_tokens.
 
     Pictures come first, until images_per_micro_batch or the rows are used up; all text after a sample's
     first token is supervised. Blank pixels, or features where the stage has a feature cache. With anyres
-    every picture is the one of worst_tiling.
+    every picture is the one of worst_tiling. A contrastive stage gets `num_rows` pairs of a picture and a
+    text of max_tokens.
     """
     num_rows = num_rows or stage.batch.rows_per_micro_batch
+    if stage.kind == "contrastive":
+        return _worst_pairs(captioner, stage, num_rows)
     shape = (num_rows, stage.batch.row_tokens)
     vocabulary = captioner.llm.get_input_embeddings().num_embeddings
     input_ids = (torch.arange(shape[0] * shape[1]) % vocabulary).view(shape)
@@ -51,7 +56,26 @@ def worst_batch(captioner: Captioner, stage: StageConfig, num_rows: int | None =
         tile_image=torch.arange(len(spans)).repeat_interleave(tiles_each),
         **_sizes(captioner, tiling, len(spans)),
         **_blank_pictures(captioner, stage, len(spans) * tiles_each),
-        sample_ids=("the largest batch that the config allows",),
+        sample_ids=LARGEST,
+    )
+
+
+def _worst_pairs(captioner: Captioner, stage: StageConfig, num_pairs: int) -> Batch:
+    """Pairs as data/pairs.py makes them, of different pictures; the texts are all alike."""
+    shape = (num_pairs, stage.data.max_tokens)
+    labels = torch.full(shape, IGNORE_INDEX)
+    labels[:, -1] = 0
+    number = torch.arange(num_pairs)
+    return Batch(
+        input_ids=torch.zeros(shape, dtype=torch.long),
+        labels=labels,
+        position_ids=torch.arange(shape[1]).expand(shape).contiguous(),
+        segment_ids=torch.ones(shape, dtype=torch.long),
+        spans=torch.stack([number, number, torch.zeros_like(number), torch.ones_like(number)], dim=1),
+        tile_image=number,
+        image_sizes=torch.full((num_pairs, 2), captioner.image_spec.size_px),
+        **_blank_pictures(captioner, stage, num_pairs),
+        sample_ids=LARGEST,
     )
 
 
