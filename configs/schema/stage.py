@@ -303,6 +303,8 @@ class StageConfig(Section):
             yield f"train has {', '.join(self.train)}: give it vision_encoder and text_tower alone"
         if tower.lora is not None or tower.only is not None:
             yield "train.text_tower starts at random: it trains whole, without lora and only"
+        if self.data.geometry == "anyres":
+            yield "data.geometry: anyres makes several tiles of a picture: take resize, center_crop or pad"
         if batch.packing:
             yield "batch.packing must be false: rows_per_micro_batch is then the number of pairs compared"
         if batch.images_per_micro_batch < batch.rows_per_micro_batch:

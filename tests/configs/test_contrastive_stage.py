@@ -10,10 +10,13 @@ from pydantic import ValidationError
 from prismcap.configs.schema.stage import StageConfig
 
 
+DATA = {"mix": [{"name": "stamps"}], "max_tokens": 48}
+
+
 def stage(**changes: Any) -> StageConfig:
     values: dict[str, Any] = {
         "train": {"vision_encoder": {"lr": 1e-3}, "text_tower": {"lr": 1e-3}},
-        "data": {"mix": [{"name": "stamps"}], "max_tokens": 48},
+        "data": DATA,
         "template": {"name": "plain"},
         "batch": {"packing": False},
         "schedule": {"epochs": 1},
@@ -52,6 +55,7 @@ def test_what_trains_says_the_kind() -> None:
             "data.max_tokens=48 is more than train.text_tower.sizes.max_text_tokens=32",
         ),
         ({"batch": {}}, "batch.packing must be false"),
+        ({"data": DATA | {"geometry": "anyres"}}, "anyres makes several tiles of a picture"),
         (
             {"batch": {"packing": False, "rows_per_micro_batch": 65}},
             "batch.images_per_micro_batch=64 is less than batch.rows_per_micro_batch=65",
