@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,11 @@ def test_an_answer_grows_up_to_the_stop_string_and_no_further(
     talking: Served, model: Path, tmp_path: Path
 ) -> None:
     answer = answers_of(read_export(str(model)), talking.address)
-    texts = list(answer(Image.new("RGB", (3, 2), "red"), "Say it."))
+    # the stand-in writes for ever
+    texts = list(islice(answer(Image.new("RGB", (3, 2), "red"), "Say it."), 50))
     assert texts[:3] == ["A", "A cat", "A cat \u00fc."] and texts[-1] == "A cat \u00fc."
     assert texts == [text for text in texts if "never" not in text]
-    # the stand-in writes on for ever; it notices that nobody reads
+    # it notices that nobody reads
     for _ in range(100):
         if (tmp_path / "gone").exists():
             break
