@@ -71,17 +71,17 @@ def build(options: Options, source: Path, folder: Path) -> Imported:
         return _projector_alone(options, source, folder, config)
     parts = Parts(source, folder, "LLaVA")
     tower = _tower_path(options, config)
+    vision = _tower_component(tower, config)
     if (source / "adapter_config.json").is_file():
         base = require(options.llm, "llm", "the LLM that this adapter was trained on")
         parts.read([source / NON_LORA], _route_projector)
         merge(Adapter(source), base, parts)
-        return _run(options, config, parts, {"name": "causal_lm"}, _tower_component(tower, config))
+        return _run(options, config, parts, {"name": "causal_lm"}, vision)
     if options.llm is not None:
         raise ConfigError(f"llm={options.llm}: {source} holds a whole LLM of its own; leave llm out")
     parts.read(weight_files(source), _route)
     llm = llm_of(_llama_config(config))
     models = {LLM: llm}
-    vision = _tower_component(tower, config)
     if parts.has(VISION):
         _, models[VISION] = tower_of(tower_config_at(tower))
         del vision["path"]
