@@ -9,7 +9,6 @@ from pydantic import ValidationError
 
 from prismcap.configs.schema.stage import StageConfig
 
-
 DATA = {"mix": [{"name": "stamps"}], "max_tokens": 48}
 
 
