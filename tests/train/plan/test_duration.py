@@ -72,7 +72,8 @@ def test_the_command_prints_a_plan(world: Path) -> None:
 
 
 def test_max_text_tokens_shortens_the_answers_of_a_length_mix(world: Path) -> None:
-    config = load_config(world / "config.yaml", ["stages.align.data.max_tokens=2048"])
+    overrides = ["stages.align.data.max_tokens=2048", "stages.align.batch.row_tokens=2048"]
+    config = load_config(world / "config.yaml", overrides)
     captioner, stage = build_captioner(config.model), config.stages["align"]
     whole = lengths_of_mix("mix665k", captioner, stage)
     data = stage.data.model_copy(update={"max_text_tokens": 32})
