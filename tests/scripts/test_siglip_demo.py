@@ -42,7 +42,7 @@ def test_the_whole_way(tmp_path: Path) -> None:
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert list(dict.fromkeys(record["stage"] for record in log)) == ["contrast", "align", "instruct"]
     contrast = [record for record in log if record["stage"] == "contrast"]
-    # ten steps learn nothing yet; that a contrastive stage does is seen in tests/train/test_contrastive_run.py
+    # ten steps learn nothing yet; that a stage does is seen in tests/train/test_contrastive_run.py
     assert len(contrast) == 10 and all(0 < record["loss"] < math.inf for record in contrast)
     assert log[-1]["loss"] < 0.5 * next(record["loss"] for record in log if record["stage"] == "instruct")
 
