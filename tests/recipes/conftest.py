@@ -21,9 +21,14 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What `prismcap fetch tiny` makes, where `cache:tiny` finds it."""
-    cache = tmp_path_factory.mktemp("cache")
+def tiny_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `prismcap fetch tiny` makes."""
+    return make_tiny(tmp_path_factory.mktemp("cache"), lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def tiny_data(tiny_made: Path) -> Iterator[Path]:
+    """The same, where `cache:tiny` finds it: in these tests alone, others need what the real cache has."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ENVIRONMENT_VARIABLE, str(cache))
-        yield make_tiny(cache, lambda _: None)
+        patch.setenv(ENVIRONMENT_VARIABLE, str(tiny_made.parent))
+        yield tiny_made

@@ -29,6 +29,7 @@ class _Given:
 
     samples: Sequence[Encoded]
     pad_id: int = 0
+    per_step: None = None
 
     def sample_at(self, position: int) -> Encoded:
         return self.samples[position]

@@ -62,7 +62,9 @@ def check_estimate(name: str, memory: Memory, ranks: Ranks) -> Finding:
 def try_largest(name: str, take: Callable[[], object], batch: Batch) -> Finding:
     """Call `take`, which works on the largest micro-batch, and say what memory it took."""
     rows, width = batch.input_ids.shape
-    what = f"{name}: the largest micro-batch ({rows} x {width} tokens, {len(batch.tile_image)} image tiles)"
+    pictures, tiles = len(batch.image_sizes), len(batch.tile_image)
+    cut = f" of {tiles} tiles" if tiles > pictures else ""
+    what = f"{name}: the largest micro-batch ({rows} x {width} tokens, {pictures} pictures{cut})"
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     started_s = time.perf_counter()
