@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -63,7 +64,7 @@ def _of_config(
     key_mapping: dict[str, str] | None = None,  # noqa: ARG001  (of weights, which are not read)
     **options: Any,
 ) -> Any:
-    sizes = published_sizes(name) if revision is None else None
+    sizes = _sizes(name, revision)
     if hasattr(model_class, "from_config"):  # one of the Auto classes
         shared = {"revision": revision, "trust_remote_code": trust_remote_code}
         config = AutoConfig.for_model(**sizes) if sizes else AutoConfig.from_pretrained(name, **shared)
@@ -76,13 +77,18 @@ def _of_config(
     return model_class._from_config(config, **options)
 
 
+def _sizes(name: str, revision: str | None) -> dict[str, Any] | None:
+    """sizes.yaml's, where nothing nearer says them: a directory of that name, or a revision."""
+    return None if revision is not None or Path(name).is_dir() else published_sizes(name)
+
+
 def config_values(path: str, revision: str | None = None) -> Mapping[str, Any]:
     """config.json of a directory or hub name; inside of shapes_only, sizes.yaml's where it has the name.
 
     Raises ConfigError when it cannot be had.
     """
     name = local_or_hub(path)
-    sizes = published_sizes(name) if is_shapes_only() and revision is None else None
+    sizes = _sizes(name, revision) if is_shapes_only() else None
     if sizes is not None:
         return sizes
     try:

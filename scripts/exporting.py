@@ -14,7 +14,7 @@ from prismcap.data.templates._jinja import chat_template
 from prismcap.model.captioner import Captioner
 from prismcap.model.hf.dry_run import dry_run
 from prismcap.model.hf.export import ExportInfo
-from prismcap.scripts.run_card import run_sections
+from prismcap.scripts.run_card import origin, run_sections, trained_here
 
 
 def export_inputs(
@@ -22,7 +22,7 @@ def export_inputs(
 ) -> tuple[ImageSpec, ExportInfo]:
     """The image spec and the template of the last stage: what the finished model was trained to see.
 
-    run: the folder whose figures go into the card.
+    run: the folder whose figures go into the card, and which says whether weights were imported.
     """
     stage = list(config.stages.values())[-1]
     module, options = component_options("template", stage.template)
@@ -33,8 +33,11 @@ def export_inputs(
         chat_template=chat_template(template),
         stop=template.spec.stop,
         prompt=config.prompt,
+        template_options=options.model_dump(mode="json", exclude_unset=True),
+        origin=origin(config, run),
         details={
-            "Stages": "; ".join(_trained(name, stage) for name, stage in config.stages.items()),
+            "Stages": "; ".join(_trained(name, stage) for name, stage in trained_here(config, run).items())
+            or "none of this run's own",
             "Vision encoder": config.model.vision_encoder.name,
             "Connector": config.model.connector.name,
             "LLM": config.model.llm.name,

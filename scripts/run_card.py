@@ -14,25 +14,52 @@ from prismcap.configs.schema.stage import StageConfig
 from prismcap.data.fetch import openmoji, tuxpaint
 from prismcap.data.scenes.objects import SETS
 from prismcap.evaluate.results import ABOUT, METRICS, weights_id
+from prismcap.model.convert.checkpoint import read_json
+from prismcap.scripts.importing import MARKER, STAGE
 
 DRAWINGS = {about["name"]: about for about in (openmoji.ABOUT, tuxpaint.ABOUT)}
 
 
 def run_sections(config: RunConfig, run: Path | None = None) -> str:
-    """Markdown: training and data; with the run's folder, its figures too, if they are of these weights.
+    """Markdown: training and data of the stages trained here; with the run's folder, its figures too, if they
+    are of these weights.
 
     Raises ConfigError when metrics.json cannot be read.
     """
-    parts = [_training(config), _data(config)]
+    stages = trained_here(config, run)
+    parts = [_training(config.seed, stages), _data(stages)] if stages else []
     if run is not None:
         parts.append(_figures(config, run))
     return "".join(part for part in parts if part)
 
 
-def _training(config: RunConfig) -> str:
+def trained_here(config: RunConfig, run: Path | None) -> dict[str, StageConfig]:
+    """The stages but the one that `prismcap import` wrote: its recipe and data are not the weights'."""
+    imported = _imported_layout(run) is not None
+    return {name: stage for name, stage in config.stages.items() if not (imported and name == STAGE)}
+
+
+def origin(config: RunConfig, run: Path | None) -> str:
+    """A sentence on whose weights they are."""
+    layout = _imported_layout(run)
+    if layout is None:
+        return "Trained with prismcap."
+    if trained_here(config, run):
+        return f"Trained with prismcap from weights released by others, layout {layout}."
+    return f"Weights released by others, layout {layout}; not trained here."
+
+
+def _imported_layout(run: Path | None) -> str | None:
+    """Of what `prismcap import` read; None when the run was not begun by it."""
+    if run is None or not (run / MARKER).is_file():
+        return None
+    return str(read_json(run / MARKER).get("layout", "not known"))
+
+
+def _training(seed: int, stages: Mapping[str, StageConfig]) -> str:
     head = ["stage", "trained (lr)", "template", "pictures", "length", "samples per step", "schedule"]
-    rows = [[name, *_recipe(stage)] for name, stage in config.stages.items()]
-    return f"## Training\n\nSeed {config.seed}; AdamW.\n\n{_table(head, rows)}\n"
+    rows = [[name, *_recipe(stage)] for name, stage in stages.items()]
+    return f"## Training\n\nSeed {seed}; AdamW.\n\n{_table(head, rows)}\n"
 
 
 def _recipe(stage: StageConfig) -> list[str]:
@@ -50,11 +77,11 @@ def _recipe(stage: StageConfig) -> list[str]:
     ]
 
 
-def _data(config: RunConfig) -> str:
+def _data(stages: Mapping[str, StageConfig]) -> str:
     head = ["stage", "source", "options", "licence"]
     rows = [
         [name, item.name, _options(item), _licence(item)]
-        for name, stage in config.stages.items()
+        for name, stage in stages.items()
         for item in stage.data.mix
     ]
     return f"## Data\n\n{_table(head, rows)}\n"
@@ -91,7 +118,11 @@ def _figures(config: RunConfig, run: Path) -> str:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}: not valid JSON: {error}. Run prismcap evaluate again") from error
-    about = metrics.pop(ABOUT, {})
+    about = metrics.pop(ABOUT, {}) if isinstance(metrics, dict) else None
+    if not isinstance(about, dict):
+        raise ConfigError(
+            f"{path}: expected a mapping, and under {ABOUT!r} another. Run prismcap evaluate again"
+        )
     if about.get("weights") != weights_id(run, list(config.stages)[-1]):
         return ""
     rows = [_row(names, value) for names, value in _rates(metrics)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from prismcap.configs.errors import ConfigError
 from prismcap.data.schema import ImageSpec
@@ -16,8 +17,8 @@ from prismcap.model.lora import lora_modules
 CARD = """\
 # {name}
 
-A captioner trained with prismcap, as the two files of llama.cpp. Bigger or smaller numbers: `llama-quantize
-model.gguf model-q8.gguf Q8_0`.
+A captioner as the two files of llama.cpp. {origin} Bigger or smaller numbers: `llama-quantize model.gguf
+model-q8.gguf Q8_0`.
 
 ```
 llama-mtmd-cli -m model.gguf --mmproj mmproj.gguf --jinja --temp 0 --image picture.jpg -p {prompt!r}{stop}
@@ -78,12 +79,17 @@ def export_gguf(
     return Path(destination)
 
 
+def _has_class_token(encoder: Any) -> bool:
+    return bool(encoder.architecture.num_class_tokens)
+
+
 def _card(captioner: Captioner, image_spec: ImageSpec, info: ExportInfo) -> str:
     return CARD.format(
         name=info.name,
+        origin=info.origin,
         prompt=info.prompt,
         stop="".join(f" -r {text!r}" for text in info.stop),
         geometry=GEOMETRY[image_spec.geometry],
         same="" if image_spec.geometry == "pad" else SAME,
-        class_token=CLASS_TOKEN if getattr(captioner.vision_encoder, "num_prefix_tokens", 0) else "",
+        class_token=CLASS_TOKEN if _has_class_token(captioner.vision_encoder) else "",
     )

@@ -41,6 +41,8 @@ def why_not_mmproj(captioner: Captioner) -> str | None:
         return "the vision encoder applies post_layernorm, which llama.cpp does not"
     if list(encoder.layers_read) != sorted(set(encoder.layers_read)) or max(encoder.layers_read) == 0:
         return "llama.cpp joins layers from the lowest to the highest, each once, and not embeddings alone"
+    if encoder.num_dropped_patches:
+        return "the encoder leaves out its first patch (drop_first_patch), which llama.cpp does not"
     if config.hidden_act not in ACTIVATIONS:
         return f"llama.cpp does not know the vision encoder's activation {config.hidden_act}"
     if config.intermediate_size == config.hidden_size:

@@ -54,6 +54,7 @@ def take_adapter(captioner: Captioner, train: Mapping[Group, GroupConfig]) -> Ad
 def write_adapter(folder: Path, adapter: Adapter, layout: str) -> None:
     """adapter_config.json and adapter_model.safetensors. Raises OSError."""
     from peft import LoraConfig as PeftLoraConfig
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder.mkdir()
@@ -69,7 +70,11 @@ def write_adapter(folder: Path, adapter: Adapter, layout: str) -> None:
     )
     config.save_pretrained(folder)
     weights = {f"base_model.model.{name}": value.cpu().contiguous() for name, value in state.items()}
-    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    path = folder / "adapter_model.safetensors"
+    try:
+        save_file(weights, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path}: the adapter cannot be written: {error}") from error
 
 
 def _name(name: str, layout: str) -> str:

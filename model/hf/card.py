@@ -52,7 +52,7 @@ def model_card(info: ExportInfo, format: str, image_spec: ImageSpec, weights: st
 
 # {info.name}
 
-A perception-focused captioner (vision encoder, connector and language model), trained with prismcap.
+A perception-focused captioner (vision encoder, connector and language model). {info.origin}
 
 {NATIVE.format(model_class=native) if native else CUSTOM}
 {ADAPTER if weights == "adapter" else ""}{table}{info.sections}## Use

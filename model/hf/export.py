@@ -34,8 +34,9 @@ class ExportInfo:
     """What an export says besides the weights.
 
     chat_template: Jinja of the training template. stop: its stop strings. prompt: what to ask by
-    default. details: rows of the model card's table (what was trained, on what). sections: Markdown that
-    stands after them: how it was trained, what was measured, licences of the data.
+    default. template_options: of the training template, where they are not its defaults. origin: a sentence
+    on whose weights they are. details: rows of the model card's table (what was trained, on what). sections:
+    Markdown that stands after them: how it was trained, what was measured, licences of the data.
     """
 
     name: str
@@ -43,6 +44,8 @@ class ExportInfo:
     chat_template: str
     stop: tuple[str, ...]
     prompt: str
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = "Trained with prismcap."
     details: Mapping[str, str] = field(default_factory=dict)
     sections: str = ""
 
@@ -191,6 +194,7 @@ def marker(info: ExportInfo, format: str, image_spec: ImageSpec, weights: str = 
         "weights": weights,
         "details": dict(info.details),
         "template": info.template,
+        "template_options": dict(info.template_options),
         "stop": list(info.stop),
         "prompt": info.prompt,
         "image": {"size_px": image_spec.size_px, "geometry": image_spec.geometry}

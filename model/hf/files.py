@@ -96,11 +96,22 @@ def _replace(partial: Path, destination: Path) -> None:
         return
     # a rename cannot replace a full folder, so the old one steps aside first
     old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old-", dir=destination.parent))
-    destination.rename(old / "model")
+    aside = old / "model"
     try:
+        destination.rename(aside)
         partial.rename(destination)
-    except OSError:
-        (old / "model").rename(destination)
+    except OSError as error:
+        _put_back(aside, destination, error)
+        old.rmdir()
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(aside: Path, destination: Path, error: OSError) -> None:
+    """Raises OSError that says where the older export lies, if it cannot be put back."""
+    if not aside.exists():
+        return
+    try:
+        aside.rename(destination)
+    except OSError:
+        raise OSError(f"{destination}: {error}; the older one is kept in {aside}") from error

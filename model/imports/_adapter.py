@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from transformers import AutoConfig
 from prismcap.configs.errors import ConfigError
 from prismcap.model.convert.checkpoint import read_json, read_tensors, weight_files
 from prismcap.model.huggingface import local_or_hub, refuse_unconverted
-from prismcap.model.imports._directories import copy_tokenizer, llm_config, llm_of
+from prismcap.model.imports._directories import copy_tokenizer, llm_config, llm_of, read_config
 from prismcap.model.imports._parts import Parts
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -30,6 +31,8 @@ NEUTRAL = {
     "rank_pattern": {},
     "alpha_pattern": {},
 }
+# how the halves were started: with these, the weights beside them stayed the base's own
+INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 LLM = "llm"
 # what the weight of a layer of theirs becomes in the LLM: its name there, and the rows that it takes
 Rename = Callable[[str, Tensor], Mapping[str, Tensor]]
@@ -52,8 +55,14 @@ class Adapter:
         for key, neutral in NEUTRAL.items():
             if config.get(key, neutral) not in (neutral, None, [], {}):
                 raise ConfigError(f"{where}: {key}: {config[key]!r} is not supported, only {neutral!r}")
-        rank = config["r"]
-        self.scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
+        if config.get("init_lora_weights", True) not in INITS:
+            raise ConfigError(
+                f"{where}: init_lora_weights: {config['init_lora_weights']!r} may have changed the LLM's own "
+                f"weights before training, and they are not here; only {INITS} are supported"
+            )
+        rank = int(_positive(config, "r", where, int))
+        alpha = _positive(config, "lora_alpha", where, int | float)
+        self.scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         self.halves = self._read(rank)
 
     def _read(self, rank: int) -> dict[str, dict[str, Tensor]]:
@@ -97,6 +106,13 @@ class Adapter:
         return targets
 
 
+def _positive(config: Mapping[str, Any], key: str, where: Path, kind: Any) -> float:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
+        raise ConfigError(f"{where}: {key} is {value!r}, expected a {'whole ' * (kind is int)}number above 0")
+    return float(value)
+
+
 def merge(adapter: Adapter, llm: str, parts: Parts, rename: Rename = same_name) -> None:
     """Write `llm` with the adapter merged as the directory `llm` of `parts`, and finish them.
 
@@ -127,7 +143,7 @@ def merge(adapter: Adapter, llm: str, parts: Parts, rename: Rename = same_name) 
     absent = sorted(targets.keys() - merged)
     if absent:
         raise ConfigError(f"{adapter.folder}: {len(absent)} weights that {base} does not have: {absent[:3]}")
-    model = llm_of(AutoConfig.from_pretrained(base, trust_remote_code=False))
+    model = llm_of(read_config(AutoConfig, base, trust_remote_code=False))
     parts.finish({LLM: model})
     parts.write_config(LLM, llm_config(model))
     copy_tokenizer(base, parts.folder / LLM)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, CLIPVisionModel, PretrainedConfig, SiglipVisionModel
 
 from prismcap.configs.cache import PREFIX
@@ -48,6 +49,14 @@ def lasting(path: str) -> str:
     return str(Path(name).resolve())
 
 
+def read_config(config_class: Any, path: Path | str, **options: Any) -> Any:
+    """`config_class.from_pretrained` of a directory or hub name. Raises ConfigError naming it."""
+    try:
+        return config_class.from_pretrained(path, **options)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise ConfigError(f"{path}: its config.json cannot be read: {error}") from error
+
+
 def llm_of(config: PretrainedConfig) -> Any:
     """The causal LM of a config, without values."""
     with torch.device("meta"):
@@ -80,7 +89,7 @@ def tower_config_at(path: str) -> PretrainedConfig:
     model_type = values.get("model_type")
     if model_type not in TOWERS:
         raise ConfigError(f"{path}: holds a {model_type}, where {' or '.join(sorted(TOWERS))} is expected")
-    config: PretrainedConfig = TOWERS[model_type][1].config_class.from_pretrained(name)
+    config: PretrainedConfig = read_config(TOWERS[model_type][1].config_class, name)
     return config
 
 
@@ -111,12 +120,26 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 def processor_values(folder: Path) -> Mapping[str, Any]:
     """The image processor's config in a directory; empty where there is none."""
-    for name in (PROCESSOR, "processor_config.json"):
-        if (folder / name).is_file():
-            values = read_json(folder / name)
-            found: Mapping[str, Any] = values.get("image_processor", values)
-            return found
-    return {}
+    found: Mapping[str, Any] = {}
+    if (folder / PROCESSOR).is_file():
+        values = read_json(folder / PROCESSOR)
+        found = values.get("image_processor", values)
+    elif (folder / "processor_config.json").is_file():
+        # without that key it is of the text's side alone
+        found = read_json(folder / "processor_config.json").get("image_processor", {})
+    return found
+
+
+def image_processor(folder: Path) -> Mapping[str, Any]:
+    """processor_values, for a model that cannot be told to see pictures as its tower did. Raises ConfigError
+    where there are none."""
+    values = processor_values(folder)
+    if not values:
+        raise ConfigError(
+            f"{folder}: nothing says how the model sees pictures (size, crop, mean): put {PROCESSOR} beside "
+            "the weights"
+        )
+    return values
 
 
 def geometry_of(processor: Mapping[str, Any]) -> Geometry:

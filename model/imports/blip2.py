@@ -21,15 +21,25 @@ from prismcap.model.connector.qformer import QFormerConnector
 from prismcap.model.convert.checkpoint import read_json, weight_files
 from prismcap.model.hf.files import write_json
 from prismcap.model.imports._contract import Imported
-from prismcap.model.imports._directories import processor_values, tower_config, write_processor
+from prismcap.model.imports._directories import processor_values, read_config, tower_config, write_processor
 from prismcap.model.imports._parts import LEFT_OUT, Parts
 
 VISION, QFORMER = "vision_encoder", "qformer"
 OPTIONS_FILE = "options.json"  # the connector's, sizes all
-# BLIP-2's language side, and the heads of its retrieval model
+# BLIP-2's language side
 NOT_NEEDED = ("language_model.", "language_projection.")
 # what the connector leaves at the defaults of Blip2QFormerConfig
 DEFAULTS = ("hidden_act", "layer_norm_eps", "use_qformer_text_input")
+
+# the connector's options, by their keys of config.json
+SIZES = {
+    "num_queries": "num_query_tokens",
+    "hidden": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "cross_attention_frequency": "cross_attention_frequency",
+    "intermediate": "intermediate_size",
+}
 
 
 class Options(Section):
@@ -42,7 +52,7 @@ def build(options: Options, source: Path, folder: Path) -> Imported:  # noqa: AR
     values = read_json(where)
     if values.get("model_type") != "blip-2":
         raise ConfigError(f"{where}: model_type is {values.get('model_type')!r}, expected 'blip-2'")
-    config = Blip2Config.from_pretrained(source)
+    config = read_config(Blip2Config, source)
     qformer_options = _qformer_options(config, where)
     with torch.device("meta"):
         tower = Blip2VisionModel(config.vision_config)
@@ -55,16 +65,6 @@ def build(options: Options, source: Path, folder: Path) -> Imported:  # noqa: AR
     write_processor(processor_values(source), folder / VISION)
     write_json(folder / QFORMER / OPTIONS_FILE, qformer_options.model_dump(include=set(SIZES)))
     return Imported(None)
-
-
-SIZES = {
-    "num_queries": "num_query_tokens",
-    "hidden": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "cross_attention_frequency": "cross_attention_frequency",
-    "intermediate": "intermediate_size",
-}
 
 
 def _qformer_options(config: Any, where: Path) -> QFormerOptions:

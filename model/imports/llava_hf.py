@@ -23,9 +23,10 @@ from prismcap.model.imports._contract import Imported, ImportedRun, of_connector
 from prismcap.model.imports._directories import (
     copy_tokenizer,
     geometry_of,
+    image_processor,
     llm_config,
     llm_of,
-    processor_values,
+    read_config,
     tower_config,
     tower_of,
     write_processor,
@@ -55,7 +56,13 @@ def build(options: Options, source: Path, folder: Path) -> Imported:
         )
     if "text_config" not in values:
         raise ConfigError(f"{source / 'config.json'}: LLaVA's own layout: prismcap import llava …")
-    config = LlavaConfig.from_pretrained(source)
+    marker = read_marker(source) if (source / MARKER).is_file() else {}
+    if marker.get("weights") == "adapter":
+        raise ConfigError(
+            f"{source}: an export with its adapter apart, which would be lost: export the run again without "
+            "--adapter, and import that"
+        )
+    config = read_config(LlavaConfig, source)
     llm = llm_of(config.text_config)
     name, tower = tower_of(config.vision_config)
     parts = Parts(source, folder, "LlavaForConditionalGeneration")
@@ -64,12 +71,11 @@ def build(options: Options, source: Path, folder: Path) -> Imported:
     parts.write_config(LLM, llm_config(llm))
     parts.write_config(VISION, tower_config(tower))
     copy_tokenizer(source, folder / LLM)
-    processor = processor_values(source)
+    processor = image_processor(source)
     write_processor(processor, folder / VISION)
     layer = config.vision_feature_layer
     connector, weights = _connector(config, parts.kept, source)
-    marker = read_marker(source) if (source / MARKER).is_file() else {}
-    template = options.template or marker.get("template") or "vicuna_v1"
+    template = _template(options, marker)
     return Imported(
         ImportedRun(
             model={
@@ -80,12 +86,22 @@ def build(options: Options, source: Path, folder: Path) -> Imported:
             },
             weights=of_connector(weights),
             train={"connector": {"lr": 2e-5}},
-            template={"name": template},
+            template=template,
             geometry=geometry_of(processor),
             prompt=marker.get("prompt"),
         ),
-        notes=[] if marker else [f"the template is taken to be {template}; template=… names another"],
+        notes=[] if marker else [f"the template is taken to be {template['name']}; template=… names another"],
     )
+
+
+def _template(options: Options, marker: Mapping[str, Any]) -> dict[str, Any]:
+    """Of exports from before template_options, the defaults. Raises ConfigError for options that are none."""
+    if options.template is not None:
+        return {"name": options.template}
+    found = marker.get("template_options", {})
+    if not isinstance(found, dict):
+        raise ConfigError(f"{MARKER}: template_options is {found!r}, expected a mapping")
+    return {"name": marker.get("template") or "vicuna_v1", **found}
 
 
 def _route(name: str) -> tuple[str, str] | None:

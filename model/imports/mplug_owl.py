@@ -24,9 +24,9 @@ from prismcap.model.imports._contract import Imported, ImportedRun, of_connector
 from prismcap.model.imports._directories import (
     copy_tokenizer,
     geometry_of,
+    image_processor,
     llm_config,
     llm_of,
-    processor_values,
     tower_config,
     tower_of,
     write_processor,
@@ -119,7 +119,7 @@ def build(options: Options, source: Path, folder: Path) -> Imported:  # noqa: AR
     parts.write_config(LLM, llm_config(llm))
     parts.write_config(VISION, tower_config(tower))
     copy_tokenizer(source, folder / LLM)
-    processor = processor_values(source)
+    processor = image_processor(source)
     write_processor(processor, folder / VISION)
     tower_options = {"name": "clip", "layer": -1, "post_layernorm": True, "class_token": "keep"}
     return Imported(

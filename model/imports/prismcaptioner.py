@@ -25,7 +25,7 @@ from prismcap.model.convert.internlm2 import to_llama
 from prismcap.model.huggingface import local_or_hub, refuse_unconverted
 from prismcap.model.imports._adapter import Adapter, Rename, merge
 from prismcap.model.imports._contract import Imported, ImportedRun, of_connector
-from prismcap.model.imports._directories import lasting
+from prismcap.model.imports._directories import lasting, read_config
 from prismcap.model.imports._parts import KEPT, Parts
 from prismcap.model.imports._projector import connector_of, layer_name
 
@@ -91,10 +91,7 @@ def _route(name: str) -> tuple[str, str] | None:
 
 def _renamed(llm: str) -> Rename:
     """InternLM2's names as LLaMA's, its packed rows apart."""
-    try:
-        config = AutoConfig.from_pretrained(local_or_hub(llm), trust_remote_code=False)
-    except OSError as error:
-        raise ConfigError(f"llm={llm}: no directory of an LLM: {error}") from error
+    config = read_config(AutoConfig, local_or_hub(llm), trust_remote_code=False)
     if not isinstance(config, LlamaConfig):
         raise ConfigError(f"llm={llm}: a {config.model_type}, expected InternLM2 converted to a LLaMA")
 

@@ -32,7 +32,8 @@ def import_(layout: str, source: Path, destination: Path, options: tuple[str, ..
     try:
         imported = import_weights(layout, source, destination, options)
     except OSError as error:
-        raise ConfigError(f"{destination}: the import cannot be written: {error}") from error
+        # the error names the file, of either
+        raise ConfigError(f"{source} cannot be imported to {destination}: {error}") from error
     for note in imported.notes:
         click.echo(f"Note: {note}")
     if imported.run is None:

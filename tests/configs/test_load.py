@@ -11,6 +11,7 @@ import yaml
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.load import PRESETS, load_config, presets, to_yaml
 from prismcap.configs.registry import PACKAGES, available, component_module
+from prismcap.configs.schema.run import RunConfig
 
 MINIMAL = """
 name: base
@@ -168,6 +169,17 @@ def test_yaml_round_trip(base: Path, tmp_path: Path) -> None:
     again = tmp_path / "resolved.yaml"
     again.write_text(to_yaml(config))
     assert load_config(again) == config
+
+
+def test_an_option_of_null_comes_back(base: Path, tmp_path: Path) -> None:
+    """llama_2 without a system text: left out, it would have LLaVA's."""
+    config = load_config(base)
+    values = config.model_dump(exclude_none=True)
+    values["stages"]["align"]["template"] = {"name": "llama_2", "system": None}
+    config = RunConfig.model_validate(values)
+    again = tmp_path / "resolved.yaml"
+    again.write_text(to_yaml(config))
+    assert load_config(again).stages["align"].template.options == {"system": None}
 
 
 @pytest.mark.parametrize("name", presets())

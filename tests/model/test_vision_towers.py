@@ -22,6 +22,7 @@ from transformers import (
     Siglip2VisionModel,
     SiglipConfig,
     SiglipModel,
+    SiglipVisionConfig,
     SiglipVisionModel,
 )
 
@@ -32,6 +33,7 @@ from prismcap.model.build import build_captioner
 from prismcap.model.contracts import Connector
 from prismcap.model.hf import custom
 from prismcap.model.hf.modeling_prismcap import TowerVision
+from prismcap.model.huggingface import config_values, load_pretrained
 from prismcap.model.shapes import shapes_only
 
 SIZES = {
@@ -305,3 +307,16 @@ def test_only_connectors_that_see_all_features_take_class_tokens(
     captioner(pack([[make_sample("a", 1, 1)]], tiles=torch.randn(1, 3, 16, 16)))
     captioner(pack([[make_sample("b", 0, 1)]]))  # without a picture: the blank one
     assert captioner.connector.seen == [17, 17]
+
+
+def test_a_directory_goes_before_the_published_sizes_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "google/siglip-so400m-patch14-384"
+    monkeypatch.chdir(tmp_path)
+    with shapes_only():
+        assert config_values(name)["hidden_size"] == 1152
+        (tmp_path / name).mkdir(parents=True)
+        SiglipVisionConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2).save_pretrained(name)
+        assert config_values(name)["hidden_size"] == 24
+        assert load_pretrained(SiglipVisionModel, name).config.hidden_size == 24

@@ -90,6 +90,10 @@ def test_figures_stand_with_their_interval_and_controls(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("{")
     with pytest.raises(ConfigError, match=r"metrics\.json: not valid JSON"):
         run_sections(make_config(), tmp_path)
+    for wrong in ("[]", '"text"', '{"about": []}'):
+        (tmp_path / "metrics.json").write_text(wrong)
+        with pytest.raises(ConfigError, match=r"metrics\.json: expected a mapping"):
+            run_sections(make_config(), tmp_path)
 
 
 def test_parts_of_a_step_shards_and_steps_of_warm_up() -> None:

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.stage import Group, GroupConfig, LoraConfig
 from prismcap.data.image import to_tiles
-from prismcap.model.hf.adapter import take_adapter
+from prismcap.model.hf.adapter import take_adapter, write_adapter
 from prismcap.model.hf.export import export_captioner
 from prismcap.model.hf.files import read_marker
 from prismcap.model.hf.load import load_exported
@@ -107,6 +108,19 @@ def test_the_adapter_is_peft_s_own_form(tools: Any, cases: Any, tmp_path: Path) 
     (folder / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(ConfigError, match="adapter is missing"):
         load_exported(folder)
+
+
+def test_a_full_disk_is_an_os_error(
+    tools: Any, cases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = take_adapter(trained(tools, cases, "clip-mlp", stage()), stage())
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match=r"adapter_model\.safetensors: the adapter cannot be written: No space"):
+        write_adapter(tmp_path / "adapter", adapter, "llava")
 
 
 @pytest.mark.parametrize("groups", [(), ("vision_encoder",), ("vision_encoder", "llm")])

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from prismcap.configs.errors import ConfigError
+from prismcap.configs.load import load_config
+from prismcap.configs.schema.base import Component
 from prismcap.model.restore import load_trained
 from prismcap.scripts.cli import cli
 from prismcap.scripts.importing import import_weights
@@ -157,6 +160,49 @@ def test_export_and_import_again_change_no_bit(tools: Any, family: str, strategy
     assert (stage.template, stage.data) == (again.template, again.data)
     assert stage.template.name == "chatml"
     assert config.prompt == config_again.prompt
+
+
+@pytest.mark.parametrize(
+    ("template", "options"),
+    [("llama_2", {"system": None}), ("vicuna_v1", {"end": "<|im_end|>"}), ("plain", {"bos": "<|im_start|>"})],
+)
+def test_the_templates_options_come_back(tools: Any, template: str, options: dict[str, Any]) -> None:
+    first = tools.tmp_path / "first"
+    import_weights("llava-hf", write(tools, reference(tools), "5"), first, [f"template={template}"])
+    config = yaml.safe_load((first / "config.yaml").read_text())
+    config["stages"]["imported"]["template"].update(options)
+    (first / "config.yaml").write_text(yaml.safe_dump(config))
+    done = CliRunner().invoke(cli, ["export", str(first)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    import_weights("llava-hf", first / "model", tools.tmp_path / "second")
+    again = load_config(tools.tmp_path / "second" / "config.yaml").stages["imported"].template
+    assert again == Component(name=template, **options)
+    marker = json.loads((first / "model" / "prismcap.json").read_text())
+    del marker["template_options"]  # as older exports are
+    (first / "model" / "prismcap.json").write_text(json.dumps(marker))
+    import_weights("llava-hf", first / "model", tools.tmp_path / "third")
+    again = load_config(tools.tmp_path / "third" / "config.yaml").stages["imported"].template
+    assert again == Component(name=template)
+
+
+def test_an_export_with_its_adapter_apart_is_refused(tools: Any) -> None:
+    source = write(tools, reference(tools), "5")
+    (source / "prismcap.json").write_text(json.dumps({"weights": "adapter", "template": "chatml"}))
+    with pytest.raises(ConfigError, match="without --adapter"):
+        import_weights("llava-hf", source, tools.tmp_path / "run")
+
+
+def test_without_an_image_processor_nothing_is_guessed(tools: Any) -> None:
+    source = write(tools, reference(tools), "5")
+    (source / "preprocessor_config.json").unlink()
+    for values in (None, {"processor_class": "LlavaProcessor", "patch_size": 4}):
+        if values is not None:
+            (source / "processor_config.json").write_text(json.dumps(values))
+        with pytest.raises(ConfigError, match=r"put preprocessor_config\.json beside the weights"):
+            import_weights("llava-hf", source, tools.tmp_path / "run")
+    (source / "processor_config.json").write_text(json.dumps({"image_processor": {"do_pad": True}}))
+    import_weights("llava-hf", source, tools.tmp_path / "run")
+    assert load_config(tools.tmp_path / "run" / "config.yaml").stages["imported"].data.geometry == "pad"
 
 
 def test_one_linear_layer_comes_back_from_an_export(tools: Any) -> None:

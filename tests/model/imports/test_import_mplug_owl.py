@@ -132,6 +132,7 @@ def write(tools: Any, llm: Any, layout: str = "sharded-bin", **changes: Tensor |
             state[name] = value
     tools.write_weights(source, state, layout)
     tools.write_tokenizer(source)
+    (source / "preprocessor_config.json").write_text(json.dumps({"do_center_crop": False, "size": 16}))
     text = {key: value for key, value in tools.llama_config.items() if key != "rope_parameters"}
     config = {
         "model_type": "mplug-owl",

@@ -17,6 +17,8 @@ from prismcap.configs.errors import ConfigError
 from prismcap.data.templates import internlm2
 from prismcap.data.templates._jinja import chat_template
 from prismcap.model.convert.internlm2 import convert_internlm2
+from prismcap.model.imports._adapter import Adapter, merge
+from prismcap.model.imports._parts import Parts
 from prismcap.model.restore import load_trained
 from prismcap.scripts.importing import import_weights
 
@@ -139,6 +141,40 @@ def test_layers_that_the_llm_does_not_have_are_named(tools: Any) -> None:
         ConfigError, match=r"1 weights that .* does not have: \['model.layers.7.self_attn.o_proj"
     ):
         import_weights("prismcaptioner", source, tools.tmp_path / "run", options)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"r": None}, "adapter_config.json: r is None"),
+        ({"r": 0}, "r is 0, expected a whole number above 0"),
+        ({"lora_alpha": "5"}, "lora_alpha is '5'"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights: 'pissa_niter_4' may have changed"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights: 'loftq'"),
+    ],
+)
+def test_an_adapter_of_another_kind_is_refused(tools: Any, change: dict[str, Any], words: str) -> None:
+    folder = tools.tmp_path / "adapter"
+    tools.write_adapter(folder, {"model.layers.0.attention.wo": (32, 32)}, init_lora_weights="gaussian")
+    Adapter(folder)
+    file = folder / "adapter_config.json"
+    values = json.loads(file.read_text()) | change
+    file.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    with pytest.raises(ConfigError, match=words):
+        Adapter(folder)
+
+
+@pytest.mark.parametrize("text", [None, "{}", '{"model_type": "llama", "hidden_size": "wide"}'])
+def test_a_base_whose_config_cannot_be_read_is_named(tools: Any, text: str | None) -> None:
+    base, _ = tools.llm()
+    adapter = tools.tmp_path / "adapter"
+    tools.write_adapter(adapter, {"model.layers.0.self_attn.o_proj": (32, 32)})
+    (base / "config.json").unlink()
+    if text is not None:
+        (base / "config.json").write_text(text)
+    parts = Parts(adapter, tools.tmp_path / "out", "nobody")
+    with pytest.raises(ConfigError, match=f"{base}: its config.json cannot be read"):
+        merge(Adapter(adapter), str(base), parts)
 
 
 def test_what_is_another_model_is_refused(tools: Any) -> None:

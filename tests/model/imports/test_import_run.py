@@ -17,6 +17,7 @@ from prismcap.configs.errors import ConfigError
 from prismcap.configs.load import load_config
 from prismcap.configs.registry import available
 from prismcap.configs.schema.base import Component
+from prismcap.model.hf.files import read_marker
 from prismcap.model.imports import llava
 from prismcap.model.llm import causal_lm
 from prismcap.model.restore import load_trained
@@ -24,6 +25,7 @@ from prismcap.scripts import importing
 from prismcap.scripts.cli import cli
 from prismcap.scripts.commands.import_ import import_
 from prismcap.scripts.importing import import_weights
+from prismcap.scripts.run_card import origin, run_sections
 from prismcap.train.checkpoint import verify
 
 
@@ -54,6 +56,12 @@ def test_import_export_caption_on_the_command_line(tools: Any, projector: tuple[
     said = prismcap("import", "llava", file, run, *options).output
     assert f"prismcap export {run} && prismcap caption {run} PICTURE.jpg" in said
     prismcap("export", run)
+    card = (run / "model" / "README.md").read_text(encoding="utf-8")
+    assert "Weights released by others, layout llava; not trained here." in card
+    assert (
+        "rained with prismcap" not in card and "trained-elsewhere" not in card and "## Training" not in card
+    )
+    assert read_marker(run / "model")["details"]["Stages"] == "none of this run's own"
     picture = tools.tmp_path / "picture.png"
     Image.new("RGB", (40, 24), (200, 30, 60)).save(picture)
     done = prismcap("caption", run, picture, "--max-new-tokens", 4)
@@ -88,6 +96,8 @@ def test_training_goes_on_from_it(tools: Any, projector: tuple[Path, list[str]])
     prismcap("train", further, "--resume", "auto", "--no-dry-export")
     after, config = load_trained(run)
     assert list(config.stages) == ["imported", "instruct"]
+    assert origin(config, run) == "Trained with prismcap from weights released by others, layout llava."
+    assert "instruct" in run_sections(config, run) and "imported" not in run_sections(config, run)
     trained = after.connector.layers[0].weight - before.connector.layers[0].weight
     assert 0 < float(trained.detach().abs().max()) < 0.01, "one small step away from the released weights"
 
@@ -118,7 +128,7 @@ def test_what_fails_late_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(importing, "replace_text", full)
-    with pytest.raises(ConfigError, match=r"the import cannot be written: .*No space"):
+    with pytest.raises(ConfigError, match=r"cannot be imported to .*run: .*No space"):
         import_.main(["llava", str(file), str(tools.tmp_path / "run"), *options], standalone_mode=False)
     assert sorted(tools.tmp_path.iterdir()) == before
 
