@@ -86,6 +86,8 @@ KINDS = {
     "clip-layers-resized": Kind(
         "llava", "center_crop", CLIP | {"layer": [1, -2], "image_size": 48}, {"name": "linear"}
     ),
+    # PrismCaptioner's quirk
+    "siglip-first_patch": Kind("llava", "pad", SIGLIP | {"drop_first_patch": True}, {"name": "mlp"}),
     # what LLaVA cannot say: it reads hidden states before the final norm, and knows CLIP and SigLIP alone
     "clip-normed": Kind("custom", "resize", CLIP | LAST_NORMED, {"name": "linear"}),
     "dinov2_registers-mlp": Kind("custom", "pad", DINOV2_REGISTERS, {"name": "mlp"}),
