@@ -80,10 +80,11 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     is for every mapping in the base's (`stages: {"*": {precision: fp32}}`), before the keys beside it.
 
     A mapping that names another component (`name:` differs) replaces the base's whole mapping:
-    the options of one encoder mean nothing to another.
+    the options of one encoder mean nothing to another. A null there is an option's value, as in a file
+    without a base.
     """
     if "name" in over and "name" in base and over["name"] != base["name"] and "stages" not in base:
-        return {key: value for key, value in over.items() if value is not None}
+        return dict(over)
     over = dict(over)
     everywhere = over.pop(EVERY, None)
     result = {

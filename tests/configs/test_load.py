@@ -171,6 +171,14 @@ def test_yaml_round_trip(base: Path, tmp_path: Path) -> None:
     assert load_config(again) == config
 
 
+def test_null_is_a_value_where_another_component_is_named(base: Path) -> None:
+    """A template that replaces the base's has no key of its to remove."""
+    child = base.parent / "child.yaml"
+    child.write_text("base: base.yaml\nstages: {align: {template: {name: llama_2, system: null}}}\n")
+    assert load_config(child).stages["align"].template.options == {"system": None}
+    assert load_config("recipes/minigpt4_llama2_7b").stages["instruct"].template.options == {"system": None}
+
+
 def test_an_option_of_null_comes_back(base: Path, tmp_path: Path) -> None:
     """llama_2 without a system text: left out, it would have LLaVA's."""
     config = load_config(base)
