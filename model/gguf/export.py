@@ -18,8 +18,8 @@ from prismcap.model.lora import lora_modules
 CARD = """\
 # {name}
 
-A captioner trained with prismcap, as the two files of llama.cpp, which was never run on such files: prismcap's
-tests read them back with other programs. Bigger or smaller numbers:
+A captioner trained with prismcap, as the two files of llama.cpp, which was never run on such files: the
+tests of prismcap read them back with other programs. Bigger or smaller numbers:
 `llama-quantize model.gguf model-q8.gguf Q8_0`.
 
 ```
