@@ -106,7 +106,7 @@ def test_errors_of_the_server_reach_the_page(tmp_path: Path, monkeypatch: pytest
     assert image.preprocess(gradio.components.image.ImageData(**given.model_dump())) == str(picture)
     monkeypatch.undo()
     monkeypatch.setattr(FileImage, "max_pixels", 399)
-    with pytest.raises(gradio.Error, match="this picture: .* more than max_image_pixels=399"):
+    with pytest.raises(gradio.Error, match=r"this picture: .* more than max_image_pixels=399"):
         list(handler(str(picture), "x"))
     with pytest.raises(gradio.Error, match="no image yet"):
         list(handler(None, "x"))
