@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,19 @@ from prismcap.model.lora import lora_modules
 CARD = """\
 # {name}
 
-A captioner as the two files of llama.cpp. {origin} Bigger or smaller numbers: `llama-quantize model.gguf
-model-q8.gguf Q8_0`.
+A captioner as the two files of llama.cpp, which was never run on such files: the tests of prismcap read them
+back with other programs. {origin} Bigger or smaller numbers: `llama-quantize model.gguf model-q8.gguf Q8_0`.
 
 ```
-llama-mtmd-cli -m model.gguf --mmproj mmproj.gguf --jinja --temp 0 --image picture.jpg -p {prompt!r}{stop}
+{line}
 ```
 
 ## Where llama.cpp differs from training
 
 - Pictures: it pads them to a square with the mean colour of CLIP. This model was trained on pictures
   {geometry}{same}.
-- GELU of the connector: it takes tanh's approximation (differences below 0.001).
+- Exact GELU, of the connector and of an encoder that has it: it takes tanh's approximation (differences below
+  0.001 in an activation).
 {class_token}"""
 GEOMETRY = {
     "resize": "squashed to a square",
@@ -37,8 +40,8 @@ GEOMETRY = {
 }
 SAME = ": make them so before, or expect worse captions"
 CLASS_TOKEN = """\
-- CLIP's class token: builds with the fault of its issue 25814 put it last, and read every patch with the
-  position of its neighbour. Check that yours puts it first. SigLIP has none.
+- CLIP's class token: builds with the fault of https://github.com/ggml-org/llama.cpp/issues/25814 put it last,
+  and read every patch with the position of its neighbour. Check that yours puts it first. SigLIP has none.
 """
 
 
@@ -83,12 +86,18 @@ def _has_class_token(encoder: Any) -> bool:
     return bool(encoder.architecture.num_class_tokens)
 
 
+def caption_line(folder: Path, prompt: str, stop: Sequence[str]) -> str:
+    """What a shell takes to caption `picture.jpg` with the files in `folder`."""
+    words = ["llama-mtmd-cli", "-m", str(folder / "model.gguf"), "--mmproj", str(folder / "mmproj.gguf")]
+    words += ["--jinja", "--temp", "0", "--image", "picture.jpg", "-p", prompt]
+    return shlex.join([*words, *(word for text in stop for word in ("-r", text))])
+
+
 def _card(captioner: Captioner, image_spec: ImageSpec, info: ExportInfo) -> str:
     return CARD.format(
         name=info.name,
         origin=info.origin,
-        prompt=info.prompt,
-        stop="".join(f" -r {text!r}" for text in info.stop),
+        line=caption_line(Path(), info.prompt, info.stop),
         geometry=GEOMETRY[image_spec.geometry],
         same="" if image_spec.geometry == "pad" else SAME,
         class_token=CLASS_TOKEN if _has_class_token(captioner.vision_encoder) else "",

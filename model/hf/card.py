@@ -25,7 +25,7 @@ This is a `{model_class}`: transformers 4.57 and 5 load it without remote code.
 """
 CUSTOM = """\
 **This model comes with its own code** (`configuration_prismcap.py`, `connectors_prismcap.py` and
-`modeling_prismcap.py`, 400 lines in all: read them), which transformers runs only with
+`modeling_prismcap.py`, about 420 lines in all: read them), which transformers runs only with
 `trust_remote_code=True`. `prismcap caption` uses the same classes from its own package and runs nothing
 from this folder. The processor is transformers' own.
 """

@@ -88,7 +88,7 @@ def export(
         _write(captioner, target, image_spec, info, layout, dtype, options)
     except OSError as error:
         raise ConfigError(f"{target}: the export cannot be written: {error}") from error
-    _say(target, dtype, info.prompt)
+    _say(target, dtype)
 
 
 def _write(
@@ -111,15 +111,15 @@ def _write(
         )
 
 
-def _say(target: Path, dtype: str, prompt: str) -> None:
+def _say(target: Path, dtype: str) -> None:
+    from prismcap.model.gguf.export import caption_line
     from prismcap.model.hf.files import read_marker
 
     marker = read_marker(target)
     written = str(marker["format"])
     click.echo(f"Exported to {target} ({NAMES[written]}, {dtype}, {marker['weights']} weights).")
     if written == "gguf":
-        files = f"-m {target / 'model.gguf'} --mmproj {target / 'mmproj.gguf'}"
-        click.echo(f"Caption with it: llama-mtmd-cli {files} --jinja --image PICTURE.jpg -p {prompt!r}")
+        click.echo(f"Caption with it: {caption_line(target, marker['prompt'], marker['stop'])}")
         return
     trust = ", trust_remote_code=True" if written == "custom" else ""
     click.echo(f"Caption with it:   prismcap caption {target} PICTURE.jpg")

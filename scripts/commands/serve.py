@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,15 +38,16 @@ def serve(
 
     /v1/chat/completions takes pictures as data URLs; /v1/models names the one model that is served. What
     follows `--` goes to the server: `prismcap serve MODEL -- --dtype bfloat16`. Ends with the server, and
-    with its exit code; Ctrl-C and SIGTERM are handed on to it.
+    with its exit code (1 for a 0 before it answered); Ctrl-C and SIGTERM are handed on to it.
     """
     import tempfile
 
-    from prismcap.scripts.serving.backends import BACKENDS
+    from prismcap.scripts.serving.backends import BACKENDS, check_options
     from prismcap.scripts.serving.client import Address
     from prismcap.scripts.serving.page import answers_of, check_page, open_page
     from prismcap.scripts.serving.process import run_server
 
+    check_options(options)
     export = read_export(model)
     address, page_address = Address(host, port), Address(host, ui_port)
     with ExitStack() as stack:
@@ -65,7 +67,8 @@ def serve(
             click.echo(f"Serving {export.name!r} at {address.url}/v1 (Ctrl-C ends it). Try it:")
             click.echo(curl_line(export, address))
 
-        click.echo(f"Starting {' '.join(command.arguments)}", err=True)
+        # without the user's options: one may hold a secret
+        click.echo(f"Starting {shlex.join(command.arguments)}", err=True)
         if not address.is_private:
             click.echo(
                 f"Warning: at {host} whoever reaches this machine can use the model, and through it open "
@@ -75,11 +78,12 @@ def serve(
         code, was_ready = run_server(command, lambda: offers(address, export.name), on_ready)
     if not was_ready:
         click.echo(f"Error: the server ended with exit code {code} before it answered.", err=True)
+        code = code or 1
     raise SystemExit(code)
 
 
 def read_export(model: str) -> ServedExport:
-    """What is to be served. Raises ConfigError for what is no export, with the way to one."""
+    """What is to be served. Raises ConfigError, with the remedy, for no export or half of one."""
     from prismcap.configs.errors import ConfigError
     from prismcap.model.hf.files import read_marker
     from prismcap.scripts.commands.caption import find_model
@@ -91,6 +95,10 @@ def read_export(model: str) -> ServedExport:
             f"{model}: no such folder; a model of the hub is served by `transformers serve {model}` itself"
         )
     marker = read_marker(folder)
+    if marker.get("weights") == "adapter":
+        raise ConfigError(
+            f"{folder}: its LoRA lies apart, and a server would leave it out: export again without --adapter"
+        )
     return ServedExport(
         folder=folder,
         name=served_name(str(marker.get("name", folder.resolve().name))),

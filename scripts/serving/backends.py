@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,13 @@ from prismcap.scripts.serving.client import Address
 
 # of a commit of the hub; the one that a laid-out export stands at
 REVISION = "0" * 40
+# options of a server with which it would not answer as `prismcap serve` asks it
+REFUSED = {
+    "--api-key": "the server would refuse this command's own requests, which give no key",
+    "--served-model-name": "the server has the name that the export has",
+    "--host": "its place is before `--`",
+    "--port": "its place is before `--`",
+}
 # code of a model's folder is never run, so it is not laid out either
 LEFT_OUT = frozenset({".py"})
 
@@ -32,11 +40,25 @@ class ServedExport:
 
 @dataclass(frozen=True)
 class ServerCommand:
-    """What to start, where, and what its environment has besides this one's."""
+    """What to start, where, and what its environment has besides this one's.
+
+    options: the user's, which follow the arguments; one may hold a secret, so they are never shown.
+    """
 
     arguments: Sequence[str]
+    options: Sequence[str]
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def check_options(options: Sequence[str]) -> None:
+    """Raises ConfigError for an option with which the command could not tell that its server answers."""
+    for option in options:
+        name = option.partition("=")[0].replace("_", "-")
+        for refused, reason in REFUSED.items():
+            # parsers of command lines take the beginning of a name for the name
+            if len(name) > len("--x") and refused.startswith(name):
+                raise ConfigError(f"{name} after `--`: {reason}; leave it out there")
 
 
 def served_name(name: str) -> str:
@@ -62,7 +84,8 @@ def transformers_command(
         module = "prismcap.scripts.serving.transformers_with_prismcap"
     listen = ["--host", address.host, "--port", str(address.port)]
     return ServerCommand(
-        arguments=[sys.executable, "-m", module, "serve", export.name, *listen, *options],
+        arguments=[sys.executable, "-m", module, "serve", export.name, *listen],
+        options=options,
         # a folder of the model's name beside the server would be loaded in its place
         folder=scratch,
         environment={
@@ -99,11 +122,12 @@ def lay_out(folder: Path, hub: Path, name: str) -> None:
 def vllm_command(
     export: ServedExport, address: Address, options: Sequence[str], scratch: Path
 ) -> ServerCommand:
-    """`vllm serve`, under the export's name. Raises ConfigError without vLLM, or for a custom model."""
-    if export.format == "custom":
-        raise ConfigError(
-            f"{export.folder}: a custom model, which vLLM does not know: take --backend transformers"
-        )
+    """`vllm serve`, under the export's name. Raises ConfigError without vLLM, or for what it has not."""
+    obstacle = why_not_vllm(export)
+    if obstacle is not None:
+        raise ConfigError(f"{export.folder}: {obstacle}: take --backend transformers")
+    if os.environ.get("VLLM_API_KEY"):
+        raise ConfigError(f"VLLM_API_KEY is set: {REFUSED['--api-key']}; unset it")
     beside = str(Path(sys.executable).parent)
     program = shutil.which("vllm", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
     if program is None:
@@ -113,8 +137,23 @@ def vllm_command(
         )
     listen = ["--host", address.host, "--port", str(address.port), "--served-model-name", export.name]
     return ServerCommand(
-        arguments=[program, "serve", str(export.folder.resolve()), *listen, *options], folder=scratch
+        arguments=[program, "serve", str(export.folder.resolve()), *listen],
+        options=options,
+        folder=scratch,
+        environment={"VLLM_NO_USAGE_STATS": "1"},
     )
+
+
+def why_not_vllm(export: ServedExport) -> str | None:
+    """What vLLM has nothing for, in the end of a sentence."""
+    if export.format == "custom":
+        return "a custom model, which vLLM does not know"
+    if export.format == "blip2":
+        return "a BLIP-2, whose image tokens vLLM puts before all text, and this model was not trained so"
+    config = json.loads((export.folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("projector_hidden_act") == "linear":
+        return "its connector is one linear layer (projector_hidden_act: linear), an activation vLLM has not"
+    return None
 
 
 BACKENDS = {"transformers": transformers_command, "vllm": vllm_command}

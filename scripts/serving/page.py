@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prismcap.configs.errors import MissingExtraError
+from prismcap.data.image import FileImage, read_image
+from prismcap.data.schema import SampleRejected
 from prismcap.scripts.serving.backends import ServedExport
 from prismcap.scripts.serving.client import (
     Address,
@@ -59,20 +62,26 @@ def build_page(answer: Answer, name: str, prompt: str) -> Any:
     """The page, not yet open. Raises MissingExtraError without Gradio."""
     gradio = _gradio()
 
-    def caption(image: Image.Image | None, instruction: str) -> Iterator[str]:
-        if image is None:
+    def caption(path: str | None, instruction: str) -> Iterator[str]:
+        if path is None:
             raise gradio.Error("There is no image yet.", print_exception=False)
         try:
-            yield from answer(image, instruction)
-        except (OSError, ServerError) as error:
+            picture = read_image(Path(path), "this picture", FileImage.max_pixels)
+            yield from answer(picture, instruction)
+        except (OSError, ServerError, SampleRejected) as error:
             raise gradio.Error(str(error), print_exception=False) from error
 
     with gradio.Blocks(title=name, analytics_enabled=False) as page:
         gradio.Markdown(f"# {name}")
         with gradio.Row():
             with gradio.Column():
+                # a path, in any mode: Gradio itself would decode a picture of any size
                 image = gradio.Image(
-                    type="pil", label="Image", sources=["upload", "clipboard"], elem_id="image"
+                    type="filepath",
+                    image_mode=None,
+                    label="Image",
+                    sources=["upload", "clipboard"],
+                    elem_id="image",
                 )
                 instruction = gradio.Textbox(value=prompt, label="Instruction", elem_id="instruction")
                 button = gradio.Button("Caption", variant="primary", elem_id="ask")

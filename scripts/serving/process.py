@@ -22,7 +22,8 @@ def run_server(
     """Run a server to its end. Returns its exit code (128 + n after signal n), and whether it was ever ready.
 
     is_ready is asked until it says yes or the server has ended; then on_ready is called once. SIGINT,
-    SIGTERM and SIGHUP go on to the server. Whatever happens, the server has ended when this returns.
+    SIGTERM and SIGHUP go on to the server. Whatever happens, the server has ended when this returns, and so
+    have the processes that it started and left behind.
     """
     process: subprocess.Popen[bytes] | None = None
     early: list[int] = []
@@ -37,7 +38,7 @@ def run_server(
     try:
         # a session of its own: a terminal's Ctrl-C reaches it once, through this process
         process = subprocess.Popen(
-            list(command.arguments),
+            [*command.arguments, *command.options],
             cwd=command.folder,
             env={**os.environ, **command.environment},
             start_new_session=True,
@@ -65,10 +66,20 @@ def _wait_until(is_ready: Callable[[], bool], process: subprocess.Popen[bytes]) 
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    _signal_group(process, signal.SIGTERM)
+    deadline = time.monotonic() + END_TIMEOUT_S
+    while _signal_group(process, 0) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    _signal_group(process, signal.SIGKILL)
+    process.wait()
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> bool:
+    """Signal the server and what it has started. False when none of them is left."""
+    process.poll()  # one that has ended is of the group until it is waited for
+    try:
+        # the leader of its session, and so of its group
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True

@@ -20,9 +20,16 @@ from served import Served, fake_vllm, free_port, serving
 from prismcap.configs.errors import ConfigError
 from prismcap.model.hf.files import MARKER
 from prismcap.scripts.commands.serve import check_apart, check_free, read_export
-from prismcap.scripts.serving.backends import lay_out, served_name, vllm_command
+from prismcap.scripts.serving.backends import (
+    ServerCommand,
+    check_options,
+    lay_out,
+    served_name,
+    vllm_command,
+)
 from prismcap.scripts.serving.client import Address, ServerError, answer_pieces, chat_body, growing_text
 from prismcap.scripts.serving.page import answers_of
+from prismcap.scripts.serving.process import run_server
 
 PROMPT = "What's in it?"
 
@@ -61,6 +68,9 @@ def test_starts_waits_and_ends_with_its_server(
         expected = ["serve", str(model), *listen, *name, "--max-model-len", "512"]
         assert started["arguments"] == expected
         assert f"Serving 'my-run' at {served.address.url}/v1" in served.said
+        assert started["no_usage_stats"] == "1"
+        log = (tmp_path / "log").read_text()
+        assert "Starting " in log and "max-model-len" not in log, "an option may hold a secret"
         assert served.end(number) == code, "the server's own exit code"
         with pytest.raises(OSError), socket.create_connection(("127.0.0.1", served.address.port), timeout=5):
             pass
@@ -116,11 +126,38 @@ def test_text_without_a_stop_string_is_whole() -> None:
     assert list(growing_text(["x STOP y", "z"], ["STOP"])) == ["x"]
 
 
-def test_a_server_that_does_not_start_is_told(model: Path, tmp_path: Path) -> None:
-    environment = fake_vllm(tmp_path, FAKE_EXIT="3")
+@pytest.mark.parametrize(("code", "ours"), [("3", 3), ("0", 1)])
+def test_a_server_that_does_not_start_is_told(model: Path, tmp_path: Path, code: str, ours: int) -> None:
+    environment = fake_vllm(tmp_path, FAKE_EXIT=code)
     done = ended(str(model), "--backend", "vllm", "--port", str(free_port()), **environment)
-    assert done.returncode == 3 and "ended with exit code 3 before it answered" in done.stderr
+    assert done.returncode == ours and f"ended with exit code {code} before it answered" in done.stderr
     assert done.stdout == ""
+
+
+def test_what_a_server_leaves_behind_ends_with_it(tmp_path: Path) -> None:
+    script = "sleep 600 & echo $! > child; exit 4"
+    command = ServerCommand(arguments=["sh", "-c", script], options=(), folder=tmp_path)
+    assert run_server(command, lambda: False, lambda: None) == (4, False)
+    child = Path("/proc") / (tmp_path / "child").read_text().strip() / "stat"
+    # where nobody waits for orphans, they stay as zombies
+    assert not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--api-key",
+        "--api_key=secret",
+        "--served-model-name",
+        "--serv",
+        "--port=1",
+    ],
+)
+def test_options_that_hide_the_server_are_refused(option: str) -> None:
+    check_options(["--max-model-len", "512", "--api-server-count", "2"])
+    with pytest.raises(ConfigError, match="after `--`") as refused:
+        check_options([option, "x"])
+    assert "secret" not in str(refused.value)
 
 
 def test_whoever_listens_to_all_is_warned(model: Path, tmp_path: Path) -> None:
@@ -142,6 +179,9 @@ def test_mistakes_are_named(model: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             read_export(argument)
+    apart = write_model(tmp_path / "apart", weights="adapter")
+    with pytest.raises(ConfigError, match="export again without --adapter"):
+        read_export(str(apart))
     (model / MARKER).unlink()
     with pytest.raises(ConfigError, match="not an export of prismcap"):
         read_export(str(model))
@@ -161,9 +201,14 @@ def test_vllm_where_there_is_none_or_none_that_fits(
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(ConfigError, match="no command `vllm` here"):
         vllm_command(read_export(str(model)), address, (), tmp_path)
-    custom = read_export(str(write_model(tmp_path / "custom", format="custom")))
-    with pytest.raises(ConfigError, match=r"a custom model.*--backend transformers"):
-        vllm_command(custom, address, (), tmp_path)
+    for layout, words in (("custom", "a custom model"), ("blip2", "a BLIP-2"), ("llava", "one linear layer")):
+        folder = write_model(tmp_path / layout, format=layout)
+        (folder / "config.json").write_text('{"projector_hidden_act": "linear"}')
+        with pytest.raises(ConfigError, match=rf"{words}.*--backend transformers"):
+            vllm_command(read_export(str(folder)), address, (), tmp_path)
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    with pytest.raises(ConfigError, match="VLLM_API_KEY is set"):
+        vllm_command(read_export(str(model)), address, (), tmp_path)
 
 
 def test_a_layout_holds_links_and_no_code(model: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import webdriver
 from PIL import Image
 from served import fake_vllm, free_port, serving
 
+from prismcap.data.image import FileImage
 from prismcap.model.hf.files import MARKER
 from prismcap.scripts.serving.client import ServerError
 from prismcap.scripts.serving.page import build_page, page_theme
@@ -86,15 +87,27 @@ def read_data_url(url: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
 
 
-def test_errors_of_the_server_reach_the_page() -> None:
+def test_errors_of_the_server_reach_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_: Any, __: str) -> Any:
         raise ServerError("out of memory")
         yield
 
     page = build_page(fails, "tiny", "What?")
     (handler,) = [function.fn for function in page.fns.values() if function.fn is not None]
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (20, 20)).save(picture)
     with pytest.raises(gradio.Error, match="out of memory"):
-        list(handler(Image.new("RGB", (2, 2)), "x"))
+        list(handler(str(picture), "x"))
+    # nothing before the handler decodes it
+    (image,) = [block for block in page.blocks.values() if isinstance(block, gradio.Image)]
+    monkeypatch.setattr(Image.Image, "load", None)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", None)
+    given = gradio.data_classes.FileData(path=str(picture))
+    assert image.preprocess(gradio.components.image.ImageData(**given.model_dump())) == str(picture)
+    monkeypatch.undo()
+    monkeypatch.setattr(FileImage, "max_pixels", 399)
+    with pytest.raises(gradio.Error, match=r"this picture: .* more than max_image_pixels=399"):
+        list(handler(str(picture), "x"))
     with pytest.raises(gradio.Error, match="no image yet"):
         list(handler(None, "x"))
 

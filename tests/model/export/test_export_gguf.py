@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from prismcap.configs.errors import ConfigError
 from prismcap.data.image import to_tiles
-from prismcap.model.gguf.export import export_gguf
+from prismcap.model.gguf.export import caption_line, export_gguf
 from prismcap.model.gguf.language import write_language
 from prismcap.model.gguf.tokenizer import LLAMA_3, QWEN_2, add_tokenizer
 from prismcap.model.hf.files import read_marker
@@ -360,6 +361,10 @@ def test_the_folder_says_what_it_is(tools: Any, cases: Any, tmp_path: Path) -> N
     assert read_marker(folder)["format"] == "gguf"
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "squashed to a square" in card and "class token" in card
+    line = caption_line(Path("a b"), "What's it?", ["</s>", "\n\n"])
+    assert shlex.split(line)[:3] == ["llama-mtmd-cli", "-m", "a b/model.gguf"]
+    assert shlex.split(line)[-6:] == ["-p", "What's it?", "-r", "</s>", "-r", "\n\n"]
+    assert caption_line(Path(), info.prompt, info.stop) in card and "--temp 0" in card
     with pytest.raises(ConfigError, match=r"for llama\.cpp"):
         find_model(str(folder))
 
