@@ -86,6 +86,8 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in over.items() if value is not None}
     over = dict(over)
     everywhere = over.pop(EVERY, None)
+    if everywhere is not None and not isinstance(everywhere, dict):
+        raise ConfigError(f'"{EVERY}": expected keys for every entry beside it, found {everywhere!r}')
     result = {
         key: merge(value, everywhere) if everywhere and isinstance(value, dict) else value
         for key, value in base.items()
