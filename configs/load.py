@@ -87,6 +87,8 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         return dict(over)
     over = dict(over)
     everywhere = over.pop(EVERY, None)
+    if everywhere is not None and not isinstance(everywhere, dict):
+        raise ConfigError(f'"{EVERY}": expected keys for every entry beside it, found {everywhere!r}')
     result = {
         key: merge(value, everywhere) if everywhere and isinstance(value, dict) else value
         for key, value in base.items()

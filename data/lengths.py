@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from prismcap.configs.cache import cache_dir
 from prismcap.configs.files import replace_file
-from prismcap.data import anyres, encode, tokenize
+from prismcap.data import anyres, encode, image, schema, tokenize
 from prismcap.data.encode import Encoder
 from prismcap.data.mix import Mix
 from prismcap.data.schema import Encoded, SampleRejected
@@ -170,8 +170,11 @@ def _key(source: FileSource, encoder: Encoder) -> str:
         f"{encoder.max_tokens} {encoder.max_text_tokens}",
         tokenizer.backend_tokenizer.to_str(),
         repr(tokenizer.all_special_tokens),
-        *(inspect.getsource(module) for module in (anyres, encode, tokenize, _rows, _turns)),
-        *(inspect.getsource(sys.modules[type(part).__module__]) for part in (source, encoder.template)),
+        *(inspect.getsource(module) for module in (anyres, encode, image, schema, tokenize, _rows, _turns)),
+        *(
+            inspect.getsource(sys.modules[type(part).__module__])
+            for part in (source, encoder, encoder.template)
+        ),
     ]
     for text in texts:
         digest.update(hashlib.blake2b(text.encode()).digest())

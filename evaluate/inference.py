@@ -82,7 +82,13 @@ class FeatureStore:
                 tiles = (waiting or pool.submit(self._draw, batch)).result()
                 following = new[start + self.batch_size : start + 2 * self.batch_size]
                 waiting = pool.submit(self._draw, following) if following else None
-                features_PKD = self.captioner.encode_images(torch.cat(tiles).to(device))
+                # with anyres a picture has several tiles: as many at once as pictures otherwise
+                features_PKD = torch.cat(
+                    [
+                        self.captioner.encode_images(part.to(device))
+                        for part in torch.cat(tiles).split(self.batch_size)
+                    ]
+                )
                 parts = features_PKD.split([len(part) for part in tiles])
                 # clones: a view would keep the whole batch alive
                 self._features.update((image, part.clone()) for image, part in zip(batch, parts, strict=True))

@@ -20,7 +20,8 @@ from prismcap.configs.errors import ConfigError, nearest
 from prismcap.configs.load import load_config
 from prismcap.configs.schema.run import EvaluationConfig, RunConfig
 from prismcap.configs.schema.stage import StageConfig
-from prismcap.data.encode import Encoder, build_encoder
+from prismcap.data.encode import Encoder
+from prismcap.data.pairs import stage_encoder
 from prismcap.data.schema import DataError, ImageRef
 from prismcap.data.sources._contract import SourceContext
 from prismcap.evaluate.caption_loss import sample_losses
@@ -186,14 +187,7 @@ def _context(config: RunConfig) -> SourceContext:
 def _encoder(captioner: Captioner, stage: StageConfig, where: str) -> Encoder:
     if captioner.tokenizer is None:
         raise ConfigError(f"{where}: the LLM has no tokenizer, so there is no text to measure")
-    return build_encoder(
-        stage.template,
-        captioner.tokenizer,
-        captioner.token_spec_of(stage.data),
-        stage.data.max_tokens,
-        f"{where}.template",
-        stage.data.max_text_tokens,
-    )
+    return stage_encoder(stage, captioner.tokenizer, captioner.token_spec_of(stage.data), where)
 
 
 def _store(captioner: Captioner, stage: StageConfig, batch_size: int, **options: Any) -> FeatureStore:

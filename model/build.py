@@ -53,6 +53,7 @@ def build_captioner(config: ModelConfig, where: str = "", seed: int = 0) -> Capt
             scale_to_embeddings(connector, vision_encoder, llm.get_input_embeddings().weight)
         if config.image_newline:
             _check_grid(connector, prefix, config.connector.name)
+            _check_whole_grid(vision_encoder, prefix)
             connector.newline = Newline(llm_width)
     captioner = Captioner(vision_encoder, connector, llm, language_model.tokenizer)
     captioner.requires_grad_(False)
@@ -76,6 +77,14 @@ def _check_grid(connector: Connector, prefix: str, connector_name: str) -> None:
             f"{prefix}.image_newline: true (for geometry: anyres): the tokens of the connector "
             f"{connector_name} lie in no grid, so tiles make no map with rows to end. Take linear, mlp, "
             "patch_concat, pixel_shuffle or pooling, or another data.geometry and image_newline: false"
+        )
+
+
+def _check_whole_grid(vision_encoder: VisionEncoder, prefix: str) -> None:
+    if getattr(vision_encoder, "num_dropped_patches", 0):
+        raise ConfigError(
+            f"{prefix}.vision_encoder.drop_first_patch: true leaves no square of patches, and "
+            f"{prefix}.image_newline: true (for geometry: anyres) makes one map of all tiles: take one"
         )
 
 

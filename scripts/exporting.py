@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from prismcap.configs.errors import ConfigError
 from prismcap.configs.registry import component_options
 from prismcap.configs.schema.run import RunConfig
 from prismcap.configs.schema.stage import StageConfig
@@ -22,9 +23,15 @@ def export_inputs(
 ) -> tuple[ImageSpec, ExportInfo]:
     """The image spec and the template of the last stage: what the finished model was trained to see.
 
-    run: the folder whose figures go into the card, and which says whether weights were imported.
+    run: the folder whose figures go into the card, and which says whether weights were imported. Raises
+    ConfigError when that stage is contrastive.
     """
-    stage = list(config.stages.values())[-1]
+    name, stage = list(config.stages.items())[-1]
+    if stage.kind == "contrastive":
+        raise ConfigError(
+            f"stages.{name}: the last stage is contrastive, so there is no captioner to export yet: add "
+            "stages that train connector and llm (to train without them: --no-dry-export)"
+        )
     module, options = component_options("template", stage.template)
     template: Template = module.build(options)
     info = ExportInfo(

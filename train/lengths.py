@@ -25,7 +25,10 @@ def lengths_for(
     num_positions: samples that the stage will see. Collective.
     """
     grouped = batch.grouping != "none"
-    if not grouped and ranks.world_size <= LENGTHS_BY_ENCODING_RANKS:
+    alone = ranks.world_size == 1
+    # where pictures decide lengths, a rank that cannot read one would plan a step otherwise than the others
+    alike = ranks.world_size <= LENGTHS_BY_ENCODING_RANKS and not encoder.token_spec.depends_on_size
+    if not grouped and (alone or alike):
         return mix, None
     index = measured(mix, encoder, len(mix) if grouped else num_positions, num_workers, ranks)
     if not grouped:

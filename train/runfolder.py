@@ -40,6 +40,8 @@ IGNORED = (
     "checkpoint.every_steps",
     "checkpoint.keep",
 )
+# keys that checkpoints may be older than, and what was done before there were any: none, but for these
+LATER_KEYS = {"image_newline": False, "warmup_start_ratio": 0.0}
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -170,7 +172,8 @@ def check_same(config: RunConfig, stage_dir: Path) -> None:
 
 
 def _check_manifest(manifest: Manifest, config: RunConfig, folder: Path) -> None:
-    changed = differences(_in_todays_words(manifest.config), comparable(config, manifest.stage))
+    now = comparable(config, manifest.stage)
+    changed = differences(_before_there_were(now) | _in_todays_words(manifest.config), now)
     stages = stages_up_to(manifest.stage, config)
     if manifest.stages and list(manifest.stages) != stages:
         # an empty one is of a checkpoint from before it was written down
@@ -189,6 +192,11 @@ def _in_todays_words(saved: Mapping[str, Any]) -> dict[str, Any]:
         key: "bf16" if key.endswith(".feature_cache") and value is True else value
         for key, value in saved.items()
     }
+
+
+def _before_there_were(now: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of before some keys existed was trained with, for those among the keys of `now`."""
+    return {key: LATER_KEYS[end] for key in now if (end := key.rpartition(".")[2]) in LATER_KEYS}
 
 
 def stages_up_to(stage: str, config: RunConfig) -> list[str]:

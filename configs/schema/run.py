@@ -83,6 +83,15 @@ class RunConfig(Section):
         return stages
 
     @model_validator(mode="after")
+    def _caption_loss_is_of_captions(self) -> RunConfig:
+        for name in self.evaluation.caption_loss if self.evaluation else ():
+            if name in self.stages and self.stages[name].kind == "contrastive":
+                raise ValueError(
+                    f"evaluation.caption_loss.{name}: a contrastive stage writes no captions: name another"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _newline_goes_with_anyres(self) -> RunConfig:
         anyres = [name for name, stage in self.stages.items() if stage.data.geometry == "anyres"]
         if anyres and not self.model.image_newline:

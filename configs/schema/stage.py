@@ -303,6 +303,8 @@ class StageConfig(Section):
             yield f"train has {', '.join(self.train)}: give it vision_encoder and text_tower alone"
         if tower.lora is not None or tower.only is not None:
             yield "train.text_tower starts at random: it trains whole, without lora and only"
+        if self.train["vision_encoder"].lora is not None:
+            yield "train.vision_encoder.lora: the pooling head reads weights past adapters: leave lora out"
         if self.data.geometry == "anyres":
             yield "data.geometry: anyres makes several tiles of a picture: take resize, center_crop or pad"
         if batch.packing:

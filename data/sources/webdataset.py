@@ -23,7 +23,7 @@ from pydantic import Field
 
 from prismcap.configs.cache import resolve_path
 from prismcap.configs.schema.base import Section
-from prismcap.data.image import read_image
+from prismcap.data.image import read_image, read_size
 from prismcap.data.schema import DataError, Sample, SampleRejected
 from prismcap.data.sources._contract import SourceContext
 from prismcap.data.sources._rows import short
@@ -69,6 +69,10 @@ class TarImage:
     def load(self) -> Image.Image:
         """The RGB picture. Raises SampleRejected: image_missing, image_corrupt or image_too_large."""
         return read_image(io.BytesIO(self._bytes()), str(self), self.max_pixels)
+
+    def height_width(self) -> tuple[int, int]:
+        """(height, width) of what load gives, from the picture's header. Raises SampleRejected as it does."""
+        return read_size(io.BytesIO(self._bytes()), str(self), self.max_pixels)
 
     def fingerprint(self) -> str:
         """A hash of the member's bytes. Raises SampleRejected."""

@@ -53,6 +53,10 @@ def test_what_trains_says_the_kind() -> None:
             },
             "data.max_tokens=48 is more than train.text_tower.sizes.max_text_tokens=32",
         ),
+        (
+            {"train": {"vision_encoder": {"lr": 1, "lora": {}}, "text_tower": {"lr": 1}}},
+            "train.vision_encoder.lora: the pooling head",
+        ),
         ({"batch": {}}, "batch.packing must be false"),
         ({"data": DATA | {"geometry": "anyres"}}, "anyres makes several tiles of a picture"),
         (

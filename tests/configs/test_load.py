@@ -95,6 +95,13 @@ def test_a_star_without_a_base_is_no_stage(base: Path) -> None:
         load_config(base)
 
 
+def test_a_star_has_keys(base: Path) -> None:
+    child = base.with_name("child.yaml")
+    child.write_text('base: base.yaml\nname: child\nstages: {"*": fp32}\n')
+    with pytest.raises(ConfigError, match="expected keys for every entry beside it, found 'fp32'"):
+        load_config(child)
+
+
 def test_parts_of_presets_are_no_presets() -> None:
     assert (PRESETS / "recipes/tiny/_shared.yaml").is_file()
     assert not [name for name in presets() if "/_" in name]

@@ -71,6 +71,7 @@ def test_any_pair_at_once_in_any_order(tmp_path: Path) -> None:
         assert sample.messages[0].parts == (ImagePart(0),)
         assert sample.messages[1].text() == f"Caption {i}." and sample.messages[1].train
         assert sample.images[0].load().size == (i + 1, 2)
+        assert sample.images[0].height_width() == (2, i + 1)
         assert sample.id == f"{'00000' if i < 4 else '00001'}/{i:05d}"
     assert pickle.loads(pickle.dumps(data))[5] == data[5]  # noqa: S301  # as a loader worker gets it
     assert data[2].images[0] == data[2].images[0] != data[3].images[0]

@@ -17,7 +17,7 @@ from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.run import RunConfig
 from prismcap.data.features import FeatureInputs
 from prismcap.data.inspect import inspect_mix
-from prismcap.data.lengths import Measure
+from prismcap.data.lengths import LengthIndex, Measure
 from prismcap.data.pack import PixelInputs, make_batches
 from prismcap.data.plan import plan_step
 from prismcap.data.schema import DataError, Encoded, SampleRejected
@@ -29,6 +29,7 @@ from prismcap.model.restore import load_trained
 from prismcap.model.trainable import prepare_stage
 from prismcap.scripts.cli import cli
 from prismcap.scripts.exporting import export_inputs
+from prismcap.train import lengths
 from prismcap.train.distributed import Ranks
 from prismcap.train.feature_cache import fill, open_store
 from prismcap.train.flops import shape_of
@@ -252,6 +253,30 @@ def test_the_page_shows_every_tile(anyres: Make) -> None:
 def test_a_config_that_cannot_be_is_refused(anyres: Make, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         anyres(*overrides)
+
+
+def test_a_first_patch_that_is_dropped_leaves_no_map(anyres: Make) -> None:
+    config = anyres("model.vision_encoder.drop_first_patch=true")
+    with pytest.raises(ConfigError, match="drop_first_patch: true leaves no square of patches"):
+        build_captioner(config.model)
+
+
+def test_ranks_agree_on_lengths_that_pictures_decide(anyres: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that cannot read a picture would plan a step otherwise than the ranks that can."""
+    asked: list[int] = []
+
+    def measured(*arguments: Any) -> LengthIndex:
+        asked.append(arguments[2])
+        return LengthIndex(())
+
+    monkeypatch.setattr(lengths, "measured", measured)
+    for geometry, expected in (("anyres", [12]), ("resize", [12])):
+        config = anyres(f"stages.instruct.data.geometry={geometry}")
+        mix, encoder, _ = stage_data(config, "instruct", build_captioner(config.model))
+        lengths.lengths_for(mix, encoder, config.stages["instruct"].batch, 12, 0, Ranks(world_size=2))
+        assert asked == expected
+        lengths.lengths_for(mix, encoder, config.stages["instruct"].batch, 12, 0, Ranks())
+        assert asked == expected  # alone, each step is planned from what it reads itself
 
 
 def test_a_stage_without_tiles_may_come_first(anyres: Make) -> None:

@@ -11,8 +11,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from prismcap.configs.errors import ConfigError
 from prismcap.configs.load import load_config
 from prismcap.configs.schema.run import RunConfig
+from prismcap.model.build import build_captioner
 from prismcap.model.hf.dry_run import dry_run
 from prismcap.model.restore import load_trained
 from prismcap.model.weights import load_weights
@@ -116,6 +118,16 @@ def test_the_encoder_is_handed_on_without_the_text_tower(make: Make) -> None:
     # what it saw while training, it is
     image_spec, info = export_inputs(captioner, config)
     assert dry_run(captioner, image_spec=image_spec, info=info, format="llava") < 1e-4
+
+
+def test_a_last_stage_that_is_contrastive_is_no_captioner(make: Make) -> None:
+    config = make("stages.align=null", "stages.instruct=null")
+    captioner = build_captioner(config.model)
+    with pytest.raises(ConfigError, match=r"stages\.contrast: the last stage is contrastive"):
+        export_inputs(captioner, config)
+    splits = "evaluation.splits={unseen: {source: {name: scenes, num_scenes: 4}}}"
+    with pytest.raises(ConfigError, match=r"caption_loss\.contrast: a contrastive stage writes no captions"):
+        make(splits, "evaluation.caption_loss={contrast: unseen}")
 
 
 def test_it_learns_to_tell_pairs_apart(make: Make) -> None:

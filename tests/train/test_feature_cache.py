@@ -150,6 +150,20 @@ def test_a_run_of_before_fp8_goes_on(make_config: Make, tmp_path: Path) -> None:
             check_same(make_config(f"{key}={other}"), tmp_path / "align")
 
 
+def test_a_run_of_before_there_were_newlines_goes_on(make_config: Make, tmp_path: Path) -> None:
+    """Its checkpoints do not know the keys that came with anyres and with MiniGPT-4's warm-up."""
+    config = make_config()
+    later = ("model.image_newline", "stages.align.schedule.warmup_start_ratio")
+    saved = {key: value for key, value in comparable(config, "align").items() if key not in later}
+    assert len(saved) == len(comparable(config, "align")) - len(later)
+    manifest = Manifest("align", 1, 1, "torch", saved, {})
+    save_checkpoint(tmp_path / "align", "step-000001", manifest, lambda folder: None, Ranks())  # noqa: ARG005
+    check_same(config, tmp_path / "align")
+    changed = make_config("stages.align.schedule.warmup_start_ratio=0.1")
+    with pytest.raises(ConfigError, match=r"warmup_start_ratio: 0\.0 then, 0\.1 now"):
+        check_same(changed, tmp_path / "align")
+
+
 def test_a_swapped_picture_would_be_seen(make_config: Make) -> None:
     # the comparison above can fail: features of another picture are far off
     captioner, mix, store, _ = filled(make_config())

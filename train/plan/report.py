@@ -59,25 +59,30 @@ def plan_lines(config: RunConfig, machine: Machine, length_mixes: Mapping[str, s
             yield "time: not counted for contrastive stages"
             continue
         try:
-            lengths = _lengths(name, config, memory, length_mixes)
+            lengths, problem = _lengths(name, config, memory, length_mixes)
         except (ConfigError, DataError) as error:
             yield f"time: unknown, its data cannot be read ({error})."
             yield f"      Say what it is like: --lengths {name}=stage1_pairs, allava_captions or mix665k"
             continue
+        if problem is not None:
+            yield f"time: its data cannot be read ({problem}); published data of that name stand in"
         took = stage_duration(memory, lengths, machine)
         total += took.gpu_hours
         yield from _time_lines(took, lengths, machine, memory.stage.precision)
     yield f"\ntotal: {total:.1f} GPU-hours"
 
 
-def _lengths(name: str, config: RunConfig, memory: StageMemory, mixes: Mapping[str, str]) -> Lengths:
+def _lengths(
+    name: str, config: RunConfig, memory: StageMemory, mixes: Mapping[str, str]
+) -> tuple[Lengths, Exception | None]:
+    """And why they are not those of the data themselves, where nobody asked for others."""
     if name in mixes:
-        return lengths_of_mix(mixes[name], memory.captioner, config.stages[name])
+        return lengths_of_mix(mixes[name], memory.captioner, config.stages[name]), None
     try:
-        return lengths_of_data(name, config, memory.captioner)
+        return lengths_of_data(name, config, memory.captioner), None
     except (ConfigError, DataError) as error:
         try:
-            return lengths_of_published(memory.captioner, config.stages[name])
+            return lengths_of_published(memory.captioner, config.stages[name]), error
         except DataError:
             raise error from None  # the data themselves are what is missing
 
