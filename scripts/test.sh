@@ -36,7 +36,7 @@ case "$mode" in
     ;;
 --slow)
     say "Slow tests"
-    exec python -m pytest -m "slow and not gpu"
+    exec python -m pytest -m "slow and not gpu" -n "${TEST_PROCESSES:-2}" --dist loadfile
     ;;
 --)
     shift
