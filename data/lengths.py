@@ -28,11 +28,14 @@ from prismcap.data import anyres, encode, image, schema, tokenize
 from prismcap.data.encode import Encoder
 from prismcap.data.mix import Mix
 from prismcap.data.schema import Encoded, SampleRejected
-from prismcap.data.sources import _rows, _turns
+from prismcap.data.sources import _conversations, _rows, _turns
 from prismcap.data.sources._contract import FileSource
 from prismcap.data.workers import read_ahead
 
 log = logging.getLogger(__name__)
+
+# code that decides lengths, whatever the source and the template
+CODE = (anyres, encode, image, schema, tokenize, _conversations, _rows, _turns)
 
 _UNKNOWN = -1
 _CHUNK_SAMPLES = 256
@@ -170,7 +173,7 @@ def _key(source: FileSource, encoder: Encoder) -> str:
         f"{encoder.max_tokens} {encoder.max_text_tokens}",
         tokenizer.backend_tokenizer.to_str(),
         repr(tokenizer.all_special_tokens),
-        *(inspect.getsource(module) for module in (anyres, encode, image, schema, tokenize, _rows, _turns)),
+        *(inspect.getsource(module) for module in CODE),
         *(
             inspect.getsource(sys.modules[type(part).__module__])
             for part in (source, encoder, encoder.template)

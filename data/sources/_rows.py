@@ -19,6 +19,15 @@ _WHITE = b" \t\r\n"
 _BLOCK_BYTES = 1 << 24
 
 
+def file_state(path: Path) -> str:
+    """Path, size and time of change: another text once the file is another one. Raises DataError."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}. Check the source's path.") from error
+    return f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
+
+
 class JsonRows:
     """Random access to the rows of one file. Raises DataError at once for a file that is no such JSON.
 
@@ -29,14 +38,14 @@ class JsonRows:
         self.path = path
         # int64 [rows, 2]: offset and length in bytes; 16 bytes a row, where parsed rows take kilobytes
         self._places = _index_rows(path, key, shape, limit)
-        self._state = path.stat()
+        self._state = file_state(path)
 
     def __len__(self) -> int:
         return len(self._places)
 
     def fingerprint(self) -> str:
-        """Path, size, time of change, and the rows that are taken."""
-        return f"{self.path.resolve()} {self._state.st_size} {self._state.st_mtime_ns} {len(self)}"
+        """The file's state, and the rows that are taken."""
+        return f"{self._state} {len(self)}"
 
     def where(self, index: int) -> str:
         """The row, for errors."""

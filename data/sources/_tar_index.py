@@ -24,6 +24,7 @@ import numpy as np
 from prismcap.configs.cache import cache_dir
 from prismcap.configs.files import replace_file
 from prismcap.data.schema import DataError
+from prismcap.data.sources._rows import file_state
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Shard:
 
 def index_shards(paths: Sequence[Path]) -> list[Shard]:
     """The shards in order, scanned where no index is kept. Raises DataError naming the shard."""
-    states = [_state(path) for path in paths]
+    states = [file_state(path) for path in paths]
     kept = [cache_dir() / "webdataset" / f"{_hash(state)}.npy" for state in states]
     missing = [i for i, index in enumerate(kept) if _num_pairs(index) is None]
     if missing:
@@ -93,14 +94,6 @@ def index_shards(paths: Sequence[Path]) -> list[Shard]:
                 _keep(kept[i], _scan(paths[i]))
         log.info("webdataset: scanned in %.0f s", time.monotonic() - started_s)
     return [Shard(*found, _num_kept(found[1])) for found in zip(paths, kept, states, strict=True)]
-
-
-def _state(path: Path) -> str:
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}. Check the source's path.") from error
-    return f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
 
 
 def _hash(state: str) -> str:

@@ -17,7 +17,7 @@ from prismcap.configs.cache import resolve_path
 from prismcap.configs.schema.base import Section
 from prismcap.data.schema import DataError, Sample, SampleRejected
 from prismcap.data.sources._contract import SourceContext
-from prismcap.data.sources._rows import short
+from prismcap.data.sources._rows import file_state, short
 from prismcap.data.sources._turns import caption_messages, check_text, draw_instruction, image_file
 
 INSTRUCTIONS = (
@@ -51,15 +51,14 @@ class MiniGPT4Json:
         self.instructions = options.instructions
         self.context = context
         self._rows = _annotations(path)[: options.limit]
-        self._state = path.stat()
+        self._state = file_state(path)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def fingerprint(self) -> str:
         """See FileSource.fingerprint. The seed draws the instructions."""
-        state, root = self._state, self.image_root.resolve()
-        file = f"{self.path.resolve()} {state.st_size} {state.st_mtime_ns} {len(self)} {root}"
+        file = f"{self._state} {len(self)} {self.image_root.resolve()}"
         return f"{file} {self.instructions} {self.context.seed}"
 
     def __getitem__(self, index: int) -> Sample:

@@ -18,7 +18,7 @@ from prismcap.configs.errors import ConfigError
 from prismcap.model.convert.checkpoint import read_json, read_tensors, weight_files
 from prismcap.model.huggingface import local_or_hub, refuse_unconverted
 from prismcap.model.imports._directories import copy_tokenizer, llm_config, llm_of, read_config
-from prismcap.model.imports._parts import Parts
+from prismcap.model.imports._parts import LLM, Parts
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<half>[AB])\.weight")
@@ -33,7 +33,6 @@ NEUTRAL = {
 }
 # how the halves were started: with these, the weights beside them stayed the base's own
 INITS = (True, False, None, "gaussian", "eva", "orthogonal")
-LLM = "llm"
 # what the weight of a layer of theirs becomes in the LLM: its name there, and the rows that it takes
 Rename = Callable[[str, Tensor], Mapping[str, Tensor]]
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import AutoModelForCausalLM, CLIPVisionModel, PretrainedConfig, SiglipVisionModel
 
 from prismcap.configs.cache import PREFIX
@@ -18,6 +19,7 @@ from prismcap.model.convert.checkpoint import read_json
 from prismcap.model.hf.files import write_json
 from prismcap.model.hf.llm import DROPPED_KEYS, text_config
 from prismcap.model.huggingface import local_or_hub, unreachable
+from prismcap.model.imports._parts import LLM, VISION, Parts
 
 Geometry = Literal["resize", "center_crop", "pad"]
 # by the model type of config.json: the name of the component, and the class that it loads
@@ -156,3 +158,17 @@ def write_processor(processor: Mapping[str, Any], folder: Path) -> None:
     values = {key: processor[key] for key in ("image_mean", "image_std") if key in processor}
     if values:
         write_json(folder / PROCESSOR, values)
+
+
+def write_whole(parts: Parts, source: Path, llm: nn.Module, tower: nn.Module) -> Mapping[str, Any]:
+    """Directories of LLM and tower from a model's own directory; what its pictures are seen with.
+
+    Raises ConfigError for weights that are not theirs, and without a tokenizer or an image processor.
+    """
+    parts.finish({LLM: llm, VISION: tower})
+    parts.write_config(LLM, llm_config(llm))
+    parts.write_config(VISION, tower_config(tower))
+    copy_tokenizer(source, parts.folder / LLM)
+    processor = image_processor(source)
+    write_processor(processor, parts.folder / VISION)
+    return processor

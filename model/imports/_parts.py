@@ -14,6 +14,7 @@ from prismcap.model.convert.shards import ShardWriter, account_for
 from prismcap.model.hf.files import write_json
 
 KEPT = "connector"
+LLM, VISION = "llm", "vision_encoder"  # directories of weights
 LEFT_OUT = "left out"  # the part of what is known and not needed
 # tables that older versions of transformers saved, and that are made from the config
 TABLES = (".rotary_emb.inv_freq", ".position_ids")

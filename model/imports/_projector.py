@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from prismcap.configs.errors import ConfigError
+from prismcap.model.imports._parts import KEPT
 
 LAYER = re.compile(r"layers\.(\d+)\.weight")
 
@@ -18,6 +19,13 @@ def layer_name(rest: str) -> str | None:
     if rest in ("weight", "bias"):
         return f"linear.{rest}"
     return f"layers.{rest}" if re.fullmatch(r"\d+\.(weight|bias)", rest) else None
+
+
+def route_projector(pattern: re.Pattern[str], name: str) -> tuple[str, str] | None:
+    """A Route of a projector whose names `pattern` matches, layer and all behind its first group."""
+    match = pattern.fullmatch(name)
+    layer = layer_name(match[1]) if match is not None else None
+    return (KEPT, layer) if layer is not None else None
 
 
 def connector_of(weights: Mapping[str, Tensor], source: object) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from prismcap.model.convert.checkpoint import read_json, weight_files
 from prismcap.model.hf.files import write_json
 from prismcap.model.imports._contract import Imported
 from prismcap.model.imports._directories import processor_values, read_config, tower_config, write_processor
-from prismcap.model.imports._parts import LEFT_OUT, Parts
+from prismcap.model.imports._parts import LEFT_OUT, VISION, Parts
 
-VISION, QFORMER = "vision_encoder", "qformer"
+QFORMER = "qformer"
 OPTIONS_FILE = "options.json"  # the connector's, sizes all
 # BLIP-2's language side
 NOT_NEEDED = ("language_model.", "language_projection.")

@@ -22,7 +22,7 @@ from transformers import LlamaConfig
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.base import Section
 from prismcap.model.convert.checkpoint import SINGLE_FILES, read_json, weight_files
-from prismcap.model.imports._adapter import LLM, Adapter, merge
+from prismcap.model.imports._adapter import Adapter, merge
 from prismcap.model.imports._contract import Imported, ImportedRun, of_connector, require
 from prismcap.model.imports._directories import (
     Geometry,
@@ -34,12 +34,11 @@ from prismcap.model.imports._directories import (
     tower_config_at,
     tower_of,
 )
-from prismcap.model.imports._parts import KEPT, Parts
-from prismcap.model.imports._projector import connector_of, layer_name
+from prismcap.model.imports._parts import LLM, VISION, Parts
+from prismcap.model.imports._projector import connector_of, route_projector
 
 PROJECTOR_FILE = "mm_projector.bin"
 NON_LORA = "non_lora_trainables.bin"
-VISION = "vision_encoder"
 PEFT = r"(?:base_model\.model\.)?"  # of what was saved while an adapter was in place
 PROJECTOR = re.compile(PEFT + r"(?:model\.)?mm_projector\.(.+)")
 TOWER = re.compile(r"model\.vision_tower\.vision_tower\.(?:vision_model\.)?(.+)")
@@ -132,9 +131,7 @@ def _route(name: str) -> tuple[str, str] | None:
 
 
 def _route_projector(name: str) -> tuple[str, str] | None:
-    match = PROJECTOR.fullmatch(name)
-    layer = layer_name(match[1]) if match is not None else None
-    return (KEPT, layer) if layer is not None else None
+    return route_projector(PROJECTOR, name)
 
 
 def _tower_path(options: Options, config: Mapping[str, Any]) -> str:

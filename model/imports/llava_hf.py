@@ -21,19 +21,14 @@ from prismcap.model.convert.checkpoint import read_json, weight_files
 from prismcap.model.hf.files import MARKER, read_marker
 from prismcap.model.imports._contract import Imported, ImportedRun, of_connector
 from prismcap.model.imports._directories import (
-    copy_tokenizer,
     geometry_of,
-    image_processor,
-    llm_config,
     llm_of,
     read_config,
-    tower_config,
     tower_of,
-    write_processor,
+    write_whole,
 )
-from prismcap.model.imports._parts import KEPT, Parts
+from prismcap.model.imports._parts import KEPT, LLM, VISION, Parts
 
-LLM, VISION = "llm", "vision_encoder"
 TOWER = re.compile(r"(?:model\.)?vision_tower\.(?:vision_model\.)?(.+)")
 PROJECTOR = re.compile(r"(?:model\.)?multi_modal_projector\.linear_([12])\.(weight|bias)")
 HEAD = re.compile(r"(?:language_model\.)?(lm_head\..+)")
@@ -67,12 +62,7 @@ def build(options: Options, source: Path, folder: Path) -> Imported:
     name, tower = tower_of(config.vision_config)
     parts = Parts(source, folder, "LlavaForConditionalGeneration")
     parts.read(weight_files(source), _route)
-    parts.finish({LLM: llm, VISION: tower})
-    parts.write_config(LLM, llm_config(llm))
-    parts.write_config(VISION, tower_config(tower))
-    copy_tokenizer(source, folder / LLM)
-    processor = image_processor(source)
-    write_processor(processor, folder / VISION)
+    processor = write_whole(parts, source, llm, tower)
     layer = config.vision_feature_layer
     connector, weights = _connector(config, parts.kept, source)
     template = _template(options, marker)

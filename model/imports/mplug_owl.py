@@ -22,18 +22,13 @@ from prismcap.model.convert.checkpoint import read_json, weight_files
 from prismcap.model.hf.connectors_prismcap import INNER_NORM_EPS
 from prismcap.model.imports._contract import Imported, ImportedRun, of_connector
 from prismcap.model.imports._directories import (
-    copy_tokenizer,
     geometry_of,
-    image_processor,
-    llm_config,
     llm_of,
-    tower_config,
     tower_of,
-    write_processor,
+    write_whole,
 )
-from prismcap.model.imports._parts import KEPT, Convert, Parts
+from prismcap.model.imports._parts import KEPT, LLM, VISION, Convert, Parts
 
-LLM, VISION = "llm", "vision_encoder"
 # defaults of MplugOwlVisionConfig and MplugOwlVisualAbstractorConfig, for what a config.json leaves out
 TOWER_DEFAULTS = {
     "hidden_size": 1024,
@@ -115,12 +110,7 @@ def build(options: Options, source: Path, folder: Path) -> Imported:  # noqa: AR
     llm = llm_of(_llama_config(values.get("text_config", {}), where))
     parts = Parts(source, folder, "mPLUG-Owl")
     parts.read(weight_files(source), _route, _converted(vision["num_attention_heads"]))
-    parts.finish({LLM: llm, VISION: tower})
-    parts.write_config(LLM, llm_config(llm))
-    parts.write_config(VISION, tower_config(tower))
-    copy_tokenizer(source, folder / LLM)
-    processor = image_processor(source)
-    write_processor(processor, folder / VISION)
+    processor = write_whole(parts, source, llm, tower)
     tower_options = {"name": "clip", "layer": -1, "post_layernorm": True, "class_token": "keep"}
     return Imported(
         ImportedRun(

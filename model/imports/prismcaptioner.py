@@ -26,8 +26,8 @@ from prismcap.model.huggingface import local_or_hub, refuse_unconverted
 from prismcap.model.imports._adapter import Adapter, Rename, merge
 from prismcap.model.imports._contract import Imported, ImportedRun, of_connector
 from prismcap.model.imports._directories import lasting, read_config
-from prismcap.model.imports._parts import KEPT, Parts
-from prismcap.model.imports._projector import connector_of, layer_name
+from prismcap.model.imports._parts import Parts
+from prismcap.model.imports._projector import connector_of, route_projector
 
 PROJECTOR = re.compile(r"model\.(.+)")
 # `human1` of the authors' prompts
@@ -84,9 +84,7 @@ def _check_projector(projector: Path) -> None:
 
 
 def _route(name: str) -> tuple[str, str] | None:
-    match = PROJECTOR.fullmatch(name)
-    layer = layer_name(match[1]) if match is not None else None
-    return (KEPT, layer) if layer is not None else None
+    return route_projector(PROJECTOR, name)
 
 
 def _renamed(llm: str) -> Rename:
