@@ -60,7 +60,7 @@ def test_the_readme_has_what_the_command_prints(name: str) -> None:
 
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="llava15_7b"):
-        list(recipe_stages(["llava15_7"], Machine(find_gpu("A100-80G"), 8)))
+        recipe_stages(["llava15_7"], Machine(find_gpu("A100-80G"), 8))
 
 
 def test_the_data_of_every_recipe_are_published_sets() -> None:

@@ -51,13 +51,17 @@ def recipe_names() -> list[str]:
 def recipe_stages(names: Sequence[str], machine: Machine) -> Iterator[RecipeStage]:
     """A row for each stage of the recipes (none given: all), as they are made: each takes about ten seconds.
 
-    Raises ConfigError for a name that is no recipe.
+    Raises ConfigError at once, before the first row is asked for, when a name is no recipe.
     """
     known = recipe_names()
     for name in names:
         if name not in known:
             raise ConfigError(f"no recipe is called {name!r}.{nearest(name, known)}")
-    for name in names or known:
+    return _stages(names or known, machine)
+
+
+def _stages(names: Sequence[str], machine: Machine) -> Iterator[RecipeStage]:
+    for name in names:
         config = load_config(f"{FOLDER}{name}")
         config = with_row_tokens(with_precision(config, machine.gpu.fastest_precision), "cuda")
         for stage_name, stage in config.stages.items():
