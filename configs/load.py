@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from prismcap.configs.errors import ConfigError, nearest
 from prismcap.configs.registry import component_options, describe
 from prismcap.configs.schema.base import Component
+from prismcap.configs.schema.prism import PrismConfig
 from prismcap.configs.schema.run import RunConfig
 
 PRESETS = Path(__file__).parent
@@ -171,6 +172,27 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except ValidationError as error:
         raise ConfigError(describe(error, f"{path}: ", RunConfig)) from error
     check_components(config, str(path))
+    return config
+
+
+def load_prism(name: str | Path, overrides: Sequence[str] = ()) -> PrismConfig:
+    """The Prism run of a YAML file or preset; as load_config."""
+    path = find_config(name)
+    values = read_with_bases(path)
+    for override in overrides:
+        apply_override(values, override)
+    try:
+        config = PrismConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(error, f"{path}: ", PrismConfig)) from error
+    kinds = {
+        "benchmark": config.benchmarks,
+        "perceiver": config.perceivers,
+        "reasoner": config.reasoners,
+    }
+    for kind, components in kinds.items():
+        for key, component in components.items():
+            component_options(kind, component, f"{path}: {kind}s.{key}")
     return config
 
 

@@ -29,6 +29,9 @@ PACKAGES = {
     "import": "prismcap.model.imports",
     "engine": "prismcap.train.engines",
     "sink": "prismcap.train.sinks",
+    "benchmark": "prismcap.evaluate.benchmarks",
+    "perceiver": "prismcap.evaluate.perceivers",
+    "reasoner": "prismcap.evaluate.reasoners",
 }
 
 
