@@ -119,8 +119,11 @@ class PrismConfig(Section):
         for name in parts:
             if name in RESERVED:
                 raise ValueError(f"the name {name!r} is kept for its meaning in cells; choose another")
-            if not name.replace("-", "_").replace(".", "_").isidentifier():
-                raise ValueError(f"the name {name!r} must be letters, digits and -_.: files are named by it")
+            # not "-", which is a cell without an instruction, nor "..": folders are named by it
+            if name[:1] in ("-", ".") or not name.replace("-", "_").replace(".", "_").isidentifier():
+                raise ValueError(
+                    f"the name {name!r} must be letters, digits and -_., a letter first: it names files"
+                )
         return parts
 
     @model_validator(mode="after")
