@@ -1,0 +1,61 @@
+"""The questions of a run's benchmarks, and the fingerprints of their pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prismcap.configs.errors import DataError
+from prismcap.configs.registry import component_options
+from prismcap.configs.schema.prism import PrismConfig
+from prismcap.data.schema import ImageRef
+from prismcap.evaluate.benchmarks._contract import Benchmark, BenchmarkContext, Question
+
+
+class Questions:
+    """The first questions of one benchmark, read once; pictures stay undecoded.
+
+    Raises DataError for a benchmark without questions, or with an id twice: rows are found by id.
+    """
+
+    def __init__(self, name: str, benchmark: Benchmark, limit: int | None) -> None:
+        self.name = name
+        self.checksum = benchmark.checksum
+        self.num_questions = len(benchmark)
+        if self.num_questions == 0:
+            raise DataError(f"benchmarks.{name}: there is no question in it")
+        most = self.num_questions if limit is None else min(limit, self.num_questions)
+        self.all: tuple[Question, ...] = tuple(benchmark[position] for position in range(most))
+        self.by_id = {question.id: question for question in self.all}
+        if len(self.by_id) < len(self.all):
+            seen: set[str] = set()
+            twice = next(one.id for one in self.all if one.id in seen or seen.add(one.id))  # type: ignore[func-returns-value]
+            raise DataError(f"benchmarks.{name}: two questions have the id {twice!r}; ids must be unique")
+        self._fingerprints: dict[ImageRef, str] = {}
+
+    def first(self, limit: int | None) -> Sequence[Question]:
+        return self.all if limit is None else self.all[:limit]
+
+    @property
+    def categories(self) -> list[str]:
+        """Every column that groups questions, in the order in which they occur."""
+        return list(dict.fromkeys(column for question in self.all for column in question.categories))
+
+    def fingerprint(self, image: ImageRef) -> str:
+        """Of one picture, computed once. A picture that cannot be read has one too: the perceiver says why it
+        fails, and the key changes when it has been mended."""
+        found = self._fingerprints.get(image)
+        if found is None:
+            try:
+                found = image.fingerprint()
+            except DataError as error:
+                found = f"unreadable: {error}"
+            self._fingerprints[image] = found
+        return found
+
+
+def load_questions(config: PrismConfig, name: str, limit: int | None) -> Questions:
+    """A benchmark of the config with its first questions. Raises ConfigError or DataError."""
+    where = f"benchmarks.{name}"
+    module, options = component_options("benchmark", config.benchmarks[name], where)
+    context = BenchmarkContext(name, config.seed, config.local.max_image_pixels)
+    return Questions(name, module.build(options, context), limit)
