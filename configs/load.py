@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,33 +163,51 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises ConfigError naming the file, the key path, the value and the nearest valid name.
     """
-    path = find_config(name)
-    values = read_with_bases(path)
-    for override in overrides:
-        apply_override(values, override)
-    try:
-        config = RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(describe(error, f"{path}: ", RunConfig)) from error
-    check_components(config, str(path))
-    return config
+    return _checked_run(*_read(name, overrides))
 
 
 def load_prism(name: str | Path, overrides: Sequence[str] = ()) -> PrismConfig:
     """The Prism run of a YAML file or preset; as load_config."""
+    return _checked_prism(*_read(name, overrides))
+
+
+def load_any(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig | PrismConfig:
+    """A config of either kind, told apart by is_prism; as load_config."""
+    path, values = _read(name, overrides)
+    return _checked_prism(path, values) if is_prism(values) else _checked_run(path, values)
+
+
+def is_prism(values: Mapping[str, Any]) -> bool:
+    """Whether a YAML file's keys are those of a Prism run, not of training."""
+    return "perceivers" in values
+
+
+def _read(name: str | Path, overrides: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """The file of a config and its keys, bases and overrides included."""
     path = find_config(name)
     values = read_with_bases(path)
     for override in overrides:
         apply_override(values, override)
+    return path, values
+
+
+def _checked_run(path: Path, values: dict[str, Any]) -> RunConfig:
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        hint = f"{path} is a Prism run: prismcap prism run\n" if is_prism(values) else ""
+        raise ConfigError(hint + describe(error, f"{path}: ", RunConfig)) from error
+    check_components(config, str(path))
+    return config
+
+
+def _checked_prism(path: Path, values: dict[str, Any]) -> PrismConfig:
     try:
         config = PrismConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(describe(error, f"{path}: ", PrismConfig)) from error
-    kinds = {
-        "benchmark": config.benchmarks,
-        "perceiver": config.perceivers,
-        "reasoner": config.reasoners,
-    }
+        hint = f"{path} is a run of training, not of Prism: it has `stages`\n" if "stages" in values else ""
+        raise ConfigError(hint + describe(error, f"{path}: ", PrismConfig)) from error
+    kinds = {"benchmark": config.benchmarks, "perceiver": config.perceivers, "reasoner": config.reasoners}
     for kind, components in kinds.items():
         for key, component in components.items():
             component_options(kind, component, f"{path}: {kind}s.{key}")
@@ -216,8 +234,8 @@ def check_components(config: RunConfig, where: str) -> None:
         component_options(kind, component, f"{where}: {at}")
 
 
-def to_yaml(config: RunConfig) -> str:
-    """The resolved config as YAML that load_config reads back to an equal RunConfig."""
+def to_yaml(config: RunConfig | PrismConfig) -> str:
+    """The resolved config as YAML that load_any reads back to an equal config."""
     # not mode="json": that would turn keys that are numbers into strings
     values = _unshared(config.model_dump(exclude_none=True))
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

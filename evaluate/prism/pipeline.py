@@ -15,7 +15,7 @@ from prismcap.configs.cache import resolve_path
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.prism import Decoding, InstructionConfig, PrismConfig
 from prismcap.evaluate.benchmarks._contract import Question
-from prismcap.evaluate.perceivers._contract import PerceiveRequest, Perceiver
+from prismcap.evaluate.perceivers._contract import Perceiver, PerceiveRequest
 from prismcap.evaluate.prism.cells import Cell, expand_cells
 from prismcap.evaluate.prism.components import build_perceiver, build_reasoner
 from prismcap.evaluate.prism.instructions import generic_text, specific_text, writer_prompt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from prismcap.configs.errors import DataError
@@ -27,8 +28,7 @@ class Questions:
         self.all: tuple[Question, ...] = tuple(benchmark[position] for position in range(most))
         self.by_id = {question.id: question for question in self.all}
         if len(self.by_id) < len(self.all):
-            seen: set[str] = set()
-            twice = next(one.id for one in self.all if one.id in seen or seen.add(one.id))  # type: ignore[func-returns-value]
+            twice = Counter(question.id for question in self.all).most_common(1)[0][0]
             raise DataError(f"benchmarks.{name}: two questions have the id {twice!r}; ids must be unique")
         self._fingerprints: dict[ImageRef, str] = {}
 

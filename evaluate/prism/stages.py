@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from prismcap.evaluate.clients.answer import Answer
@@ -25,6 +26,7 @@ class Stages:
         self.pipeline = pipeline
         self.retry_before = retry_before
         self.show_progress = show_progress
+        self._worked = False  # whether the component at hand may hold weights
 
     def instruct(self) -> None:
         """Have every query-specific instruction written; new parts go into the instruction's file, if any."""
@@ -33,7 +35,7 @@ class Stages:
             writers.setdefault(str(self.pipeline.instruction(unit).written_by), []).append(unit)
         for writer, units in writers.items():
             self._write_with(writer, units)
-            free_memory()
+            self._free()
 
     def _write_with(self, writer: str, units: Sequence[Unit]) -> None:
         line = self.pipeline
@@ -62,7 +64,7 @@ class Stages:
             perceivers.setdefault(perceiver, []).append(unit)
         for perceiver, units in perceivers.items():
             self._describe_with(perceiver, units)
-            free_memory()
+            self._free()
 
     def _describe_with(self, name: str, units: Sequence[Unit]) -> None:
         line = self.pipeline
@@ -80,10 +82,10 @@ class Stages:
             by_name.setdefault(cell.perceiver if cell.is_end_to_end else cell.reasoner, []).append(cell)
         for name, cells in reasoners.items():
             self._reason_with(name, cells)
-            free_memory()
+            self._free()
         for name, cells in perceivers.items():
             self._answer_with(name, cells)
-            free_memory()
+            self._free()
 
     def _reason_with(self, name: str, cells: Sequence[Cell]) -> None:
         line = self.pipeline
@@ -99,7 +101,13 @@ class Stages:
             store, jobs = self._store(line.reason_path(cell)), line.end_to_end_jobs(cell)
             self._complete(store, jobs, perceiver.describe, _label(cell))
 
-    def _store(self, path: Any) -> Store:
+    def _free(self) -> None:
+        """Once no reference to a component is left. Collecting takes a while, so not for one that did nothing."""
+        if self._worked:
+            free_memory()
+        self._worked = False
+
+    def _store(self, path: Path) -> Store:
         return Store(path, self.retry_before)
 
     def _complete(
@@ -108,6 +116,7 @@ class Stages:
         config = self.pipeline.config
         if any(job.key not in store for job in jobs):
             set_threads(config)
+            self._worked = True
         chunk = CHUNK_BATCHES * config.local.batch_size
         complete(store, jobs, ask, chunk=chunk, label=label, show_progress=self.show_progress, notes=notes)
 

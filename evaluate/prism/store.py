@@ -92,6 +92,10 @@ class Store:
     def __contains__(self, key: str) -> bool:
         return key in self._entries
 
+    def __iter__(self) -> Iterator[Entry]:
+        """The newest row of every key."""
+        return iter(self._entries.values())
+
     def get(self, key: str) -> Entry | None:
         """The newest row of a key, as of the last refresh."""
         return self._entries.get(key)
@@ -122,15 +126,13 @@ class Store:
     def _parse(self, line: bytes) -> Entry:
         where = f"{self.path}, line {self._read_lines}"
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8", "surrogatepass"))
         except ValueError as error:
-            raise DataError(
-                f"{where}: not valid JSON ({error}); delete the line, it is asked again"
-            ) from error
+            raise DataError(f"{where}: not JSON ({error}). Delete the line: it is asked again") from error
         absent = [key for key in _KEYS if not isinstance(row, dict) or key not in row]
         if absent or row["status"] not in get_args(Status):
             wrong = f"without {', '.join(absent)}" if absent else f"of status {row['status']!r}"
-            raise DataError(f"{where}: a row {wrong}; delete the line, it is asked again")
+            raise DataError(f"{where}: a row {wrong}. Delete the line: it is asked again")
         answer = Answer(**{key: row[key] for key in _ANSWER_KEYS if row[key] is not None})
         notes = {key: value for key, value in row.items() if key not in _KEYS}
         return Entry(row["key"], row["id"], answer, row["at"], notes)

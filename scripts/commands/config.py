@@ -24,12 +24,15 @@ def config() -> None:
 @click.option("--deepspeed", is_flag=True, help="Print the JSON that DeepSpeed is handed instead, by stage.")
 def show(config: str, overrides: tuple[str, ...], deepspeed: bool) -> None:
     """Print CONFIG (a YAML file or a preset) as it is after base: and OVERRIDES (key.sub=value)."""
-    from prismcap.configs.load import load_config, to_yaml
+    from prismcap.configs.load import load_any, to_yaml
+    from prismcap.configs.schema.prism import PrismConfig
 
-    loaded = load_config(config, overrides)
+    loaded = load_any(config, overrides)
     if not deepspeed:
         click.echo(to_yaml(loaded), nl=False)
         return
+    if isinstance(loaded, PrismConfig):
+        raise ConfigError(f"{config}: a Prism run trains nothing, so there is no JSON for DeepSpeed")
     generated, others = deepspeed_json(loaded)
     if not generated:
         raise ConfigError(
@@ -63,12 +66,12 @@ def deepspeed_json(config: RunConfig) -> tuple[dict[str, dict[str, Any]], list[s
 @click.argument("configs", nargs=-1, metavar="[CONFIG]...")
 def validate(configs: tuple[str, ...]) -> None:
     """Check every CONFIG, the options of its components included; without one, all shipped presets."""
-    from prismcap.configs.load import load_config, presets
+    from prismcap.configs.load import load_any, presets
 
     failed = 0
     for name in configs or presets():
         try:
-            load_config(name)
+            load_any(name)
         except ConfigError as error:
             failed += 1
             click.echo(f"{name}: INVALID\n{error}", err=True)
