@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, get_args
 
 from prismcap.configs.schema.prism import BLIND, END_TO_END, PrismConfig
-from prismcap.evaluate.prism.cells import NO_INSTRUCTION, Cell, ItemsByCell, Row
+from prismcap.evaluate.prism.cells import NO_INSTRUCTION, Cell, Row, by_cell, cell_of
 
 Cause = Literal[
     "right",
@@ -32,10 +32,10 @@ def reference_perceivers(config: PrismConfig) -> tuple[str, ...]:
     return tuple(name for name, component in config.perceivers.items() if component.name == REFERENCE)
 
 
-def attribute(items: ItemsByCell, references: Collection[str] = (REFERENCE,)) -> list[dict[str, Any]]:
+def attribute(items: Iterable[Row], references: Collection[str] = (REFERENCE,)) -> list[dict[str, Any]]:
     """A row {benchmark, id, perceiver, instruction, reasoner, cause} for every item of every cell that has a
-    description (neither blind nor end to end), in the order of the items. references: perceivers whose
-    descriptions are known to be right.
+    description (neither blind nor end to end). items: rows of items.jsonl, all cells of the run together.
+    references: perceivers whose descriptions are known to be right.
 
     The first line that holds decides; "the reasoner" is the cell's, always on the same question:
 
@@ -56,14 +56,15 @@ def attribute(items: ItemsByCell, references: Collection[str] = (REFERENCE,)) ->
 
     A reply from a reference that failed, was cut off, refused or could not be read says nothing, nor does a
     wrong one end to end. The two lines after it take the answer for seen but not put into words, which is
-    weaker evidence: the other answer may be a lucky guess.
+    weaker evidence: the other answer may be a lucky guess. Raises DataError for an item that occurs twice.
     """
+    cells = by_cell(items)
     causes = []
-    for cell, rows in items.items():
+    for cell, rows in cells.items():
         if cell.is_blind or cell.is_end_to_end:
             continue
-        blind = items.get(Cell(cell.benchmark, BLIND, NO_INSTRUCTION, cell.reasoner), {})
-        from_reference, otherwise = _other_answers(cell, items, references)
+        blind = cells.get(Cell(cell.benchmark, BLIND, NO_INSTRUCTION, cell.reasoner), {})
+        from_reference, otherwise = _other_answers(cell, cells, references)
         for question, row in rows.items():
             cause = _cause(
                 row,
@@ -81,19 +82,18 @@ def count_causes(causes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     n}, every cause with its count, n their sum."""
     totals: dict[Cell, dict[str, int]] = {}
     for row in causes:
-        cell = Cell(row["benchmark"], row["perceiver"], row["instruction"], row["reasoner"])
-        totals.setdefault(cell, dict.fromkeys(CAUSES, 0))[row["cause"]] += 1
+        totals.setdefault(cell_of(row), dict.fromkeys(CAUSES, 0))[row["cause"]] += 1
     return [
         {**cell.as_dict(), "causes": counts, "n": sum(counts.values())} for cell, counts in totals.items()
     ]
 
 
 def _other_answers(
-    cell: Cell, items: ItemsByCell, references: Collection[str]
+    cell: Cell, cells: Mapping[Cell, Mapping[str, Row]], references: Collection[str]
 ) -> tuple[list[Mapping[str, Row]], list[Mapping[str, Row]]]:
     """(of the same reasoner from references, of the same perceiver end to end or told otherwise)."""
     from_reference, otherwise = [], []
-    for other, rows in items.items():
+    for other, rows in cells.items():
         if other.benchmark != cell.benchmark or other == cell:
             continue
         if other.perceiver in references and other.reasoner == cell.reasoner:

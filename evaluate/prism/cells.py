@@ -43,7 +43,6 @@ def cell_of(row: Mapping[str, Any]) -> Cell:
 
 
 Row = Mapping[str, Any]
-ItemsByCell = Mapping[Cell, Mapping[str, Row]]  # cell -> question's id -> row of items.jsonl
 
 
 def by_cell(items: Iterable[Row]) -> dict[Cell, dict[str, Row]]:
@@ -59,6 +58,11 @@ def by_cell(items: Iterable[Row]) -> dict[Cell, dict[str, Row]]:
             )
         rows[row["id"]] = row
     return grouped
+
+
+def cluster_of(row: Row) -> str:
+    """What an item is resampled with: its pictures; by itself where the benchmark names none."""
+    return str(row["cluster"]) or f"\0{row['id']}"
 
 
 def expand_cells(config: PrismConfig) -> dict[Cell, int | None]:

@@ -20,9 +20,7 @@ def cause_of(row: dict[str, Any], *others: dict[str, Any]) -> str:
     """The cause of the first row, given the others."""
     keys = ("benchmark", "id", "perceiver", "instruction", "reasoner")
     (found,) = [
-        cause["cause"]
-        for cause in attribute(by_cell([row, *others]))
-        if all(cause[key] == row[key] for key in keys)
+        cause["cause"] for cause in attribute([row, *others]) if all(cause[key] == row[key] for key in keys)
     ]
     return str(found)
 
@@ -90,7 +88,7 @@ def test_the_decision_table(row: dict[str, Any], others: list[dict[str, Any]], c
 
 
 def test_which_perceivers_are_references_is_the_configs_to_say() -> None:
-    rows = by_cell([item(), item(perceiver="graph", right=True)])
+    rows = [item(), item(perceiver="graph", right=True)]
     causes = {row["perceiver"]: row["cause"] for row in attribute(rows, references=("graph",))}
     assert causes == {"ours": "perception_lost", "graph": "right"}
     config = PrismConfig.model_validate(
@@ -130,7 +128,7 @@ def test_every_described_item_has_exactly_one_cause(
     for cell, question, state in rows:
         items.append(item(question, *cell, right=state.get("right", False)) | state)
     described = [row for row in items if row["perceiver"] != "blind" and row["reasoner"] != "end_to_end"]
-    causes = attribute(by_cell(items))
+    causes = attribute(items)
     keys = ("benchmark", "perceiver", "instruction", "reasoner", "id")
     identify = Counter(tuple(cause[key] for key in keys) for cause in causes)
     assert identify == Counter(tuple(row[key] for key in keys) for row in described)
