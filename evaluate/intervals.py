@@ -1,4 +1,7 @@
-"""Intervals beside every figure: Wilson for a rate, a paired bootstrap for a mean difference."""
+"""Intervals beside every figure: Wilson's for a rate, Newcombe's for a difference of rates.
+
+Intervals of clustered items and of pairs: prismcap.evaluate.statistics.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 MIN_ITEMS = 200  # a rate on fewer items is flagged: its interval is wider than +-7 points
 Z_95 = 1.959963984540054  # the 97.5% point of the standard normal
@@ -35,9 +36,10 @@ class Rate:
         return values
 
 
-def wilson(num_right: int, n: int, z: float = Z_95) -> Rate:
+def wilson(num_right: float, n: int, z: float = Z_95) -> Rate:
     """The Wilson score interval (Wilson, JASA 1927): stays inside 0..1 and is honest at 0% and 100%.
 
+    A num_right that is no whole number is a mean of values in 0..1, times n.
     Raises ValueError when n is not positive or num_right lies outside 0..n.
     """
     if n < 1 or not 0 <= num_right <= n:
@@ -58,8 +60,8 @@ def rate_of(flags: Sequence[bool]) -> Rate:
 
 
 @dataclass(frozen=True)
-class MeanDifference:
-    """Mean of b - a over pairs, or the difference of two rates, with its 95% interval."""
+class Mean:
+    """The mean of n values in their own unit, with its 95% interval."""
 
     mean: float
     low: float
@@ -79,6 +81,11 @@ class MeanDifference:
         return values
 
 
+@dataclass(frozen=True)
+class MeanDifference(Mean):
+    """Mean of b - a over n pairs, or the difference of two rates, with its 95% interval."""
+
+
 def difference_of_rates(first: Mapping[str, Any], second: Mapping[str, Any]) -> MeanDifference:
     """second - first with its 95% interval, from two Wilson intervals as `Rate.as_dict` writes them.
 
@@ -89,28 +96,3 @@ def difference_of_rates(first: Mapping[str, Any], second: Mapping[str, Any]) -> 
     below = math.hypot(second["rate"] - second["low"], first["high"] - first["rate"])
     above = math.hypot(second["high"] - second["rate"], first["rate"] - first["low"])
     return MeanDifference(difference, difference - below, difference + above, min(first["n"], second["n"]))
-
-
-def paired_bootstrap(
-    a: Sequence[float], b: Sequence[float], seed: int = 0, num_resamples: int = 10_000
-) -> MeanDifference:
-    """The mean of b - a and its percentile interval (Efron 1979), resampling pairs, not values.
-
-    Pairing takes the spread between items (some captions are harder) out of the interval. The same
-    seed gives the same interval. Raises ValueError on lists of different or zero length.
-    """
-    if len(a) != len(b) or not a:
-        raise ValueError(f"paired values need two lists of one length >= 1, got {len(a)} and {len(b)}")
-    differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
-    if not np.isfinite(differences).all():
-        raise ValueError("paired values must be finite")
-    n = len(differences)
-    rng = np.random.default_rng(seed)
-    # in chunks: 10,000 resamples of 10,000 items would take 800 MB at once
-    chunk = max(1, 2_000_000 // n)
-    means = [
-        differences[rng.integers(0, n, size=(min(chunk, num_resamples - start), n))].mean(axis=1)
-        for start in range(0, num_resamples, chunk)
-    ]
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return MeanDifference(float(differences.mean()), float(low), float(high), n)

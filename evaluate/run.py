@@ -26,7 +26,7 @@ from prismcap.data.schema import DataError, ImageRef
 from prismcap.data.sources._contract import SourceContext
 from prismcap.evaluate.caption_loss import sample_losses
 from prismcap.evaluate.inference import FeatureStore, Request, generate_texts, inference
-from prismcap.evaluate.intervals import MIN_ITEMS, paired_bootstrap
+from prismcap.evaluate.intervals import MIN_ITEMS
 from prismcap.evaluate.results import (
     ABOUT,
     check_writable,
@@ -39,6 +39,7 @@ from prismcap.evaluate.scenes.controls import BlankImage, shuffled_partners
 from prismcap.evaluate.scenes.figures import CONTROLS, Control, Result, figure_values, figures_of
 from prismcap.evaluate.scenes.items import Item, split_items
 from prismcap.evaluate.scenes.scoring import RIGHT, score
+from prismcap.evaluate.statistics.paired import paired_difference
 from prismcap.evaluate.versions import versions
 from prismcap.model.captioner import Captioner
 from prismcap.model.restore import load_trained
@@ -237,7 +238,7 @@ def stage_caption_loss(
     return {
         "true": {"mean": round(sum(true) / len(true), 6)},
         "shuffled": {"mean": round(sum(shuffled) / len(shuffled), 6)},
-        "difference": paired_bootstrap(true, shuffled, seed=config.seed).as_dict(),
+        "difference": paired_difference(true, shuffled, seed=config.seed).as_dict(),
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
-from prismcap.configs.errors import ConfigError
+from prismcap.configs.errors import ConfigError, DataError
 from prismcap.configs.schema.prism import BLIND, END_TO_END, CellsConfig, PrismConfig
 
 NO_INSTRUCTION = "-"  # of blind and end-to-end cells: the question's own prompt is all that is said
@@ -40,6 +40,29 @@ class Cell:
 def cell_of(row: Mapping[str, Any]) -> Cell:
     """The cell that a row of items.jsonl, attribution.jsonl or results.json belongs to."""
     return Cell(row["benchmark"], row["perceiver"], row["instruction"], row["reasoner"])
+
+
+Row = Mapping[str, Any]
+
+
+def by_cell(items: Iterable[Row]) -> dict[Cell, dict[str, Row]]:
+    """Rows of items.jsonl by cell and question, in their order. Raises DataError for a row that repeats."""
+    grouped: dict[Cell, dict[str, Row]] = {}
+    for row in items:
+        cell = cell_of(row)
+        rows = grouped.setdefault(cell, {})
+        if row["id"] in rows:
+            raise DataError(
+                f"items: question {row['id']!r} of {' / '.join(cell.as_dict().values())} occurs twice; "
+                "score the run again"
+            )
+        rows[row["id"]] = row
+    return grouped
+
+
+def cluster_of(row: Row) -> str:
+    """What an item is resampled with: its pictures; by itself where the benchmark names none."""
+    return str(row["cluster"]) or f"\0{row['id']}"
 
 
 def expand_cells(config: PrismConfig) -> dict[Cell, int | None]:

@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 
-from prismcap.evaluate.intervals import MIN_ITEMS, Z_95, paired_bootstrap, rate_of, wilson
+from prismcap.evaluate.intervals import MIN_ITEMS, Z_95, rate_of, wilson
 
 
 @pytest.mark.parametrize(
@@ -55,45 +54,3 @@ def test_wilson_refuses_what_is_no_rate(num_right: int, n: int) -> None:
 def test_few_items_are_flagged() -> None:
     assert rate_of([True] * (MIN_ITEMS - 1)).as_dict()["few_items"] is True
     assert "few_items" not in rate_of([True] * MIN_ITEMS).as_dict()
-
-
-def test_paired_bootstrap_agrees_with_the_normal_interval() -> None:
-    rng = np.random.default_rng(3)
-    a = rng.normal(5, 3, size=400)  # large spread between items, which the pairing removes
-    b = a + rng.normal(0.4, 0.5, size=400)
-    found = paired_bootstrap(a.tolist(), b.tolist(), seed=1)
-    error = Z_95 * np.std(b - a, ddof=1) / math.sqrt(400)
-    assert found.mean == pytest.approx(float((b - a).mean()))
-    assert found.low == pytest.approx(found.mean - error, abs=0.01)
-    assert found.high == pytest.approx(found.mean + error, abs=0.01)
-    assert found.low > 0
-
-
-def test_unpaired_resampling_would_be_caught() -> None:
-    """A planted fault: shuffling one side keeps the mean, and the interval must get much wider."""
-    rng = np.random.default_rng(3)
-    a = rng.normal(5, 3, size=400)
-    b = a + rng.normal(0.4, 0.5, size=400)
-    paired = paired_bootstrap(a.tolist(), b.tolist())
-    unpaired = paired_bootstrap(a.tolist(), rng.permutation(b).tolist())
-    assert unpaired.high - unpaired.low > 4 * (paired.high - paired.low)
-
-
-def test_paired_bootstrap_is_reproducible_and_chunks_do_not_matter() -> None:
-    a, b = [1.0, 2.0, 4.0], [2.0, 2.5, 4.0]
-    assert paired_bootstrap(a, b, seed=5) == paired_bootstrap(a, b, seed=5)
-    assert paired_bootstrap([1.0], [3.0]).as_dict() == {
-        "mean": 2.0,
-        "low": 2.0,
-        "high": 2.0,
-        "n": 1,
-        "few_items": True,
-    }
-    many = [0.0] * 2001, [1.0] * 2001
-    assert paired_bootstrap(*many, num_resamples=1500).n == 2001
-
-
-@pytest.mark.parametrize(("a", "b"), [([], []), ([1.0], [1.0, 2.0]), ([float("nan")], [1.0])])
-def test_paired_bootstrap_refuses_bad_lists(a: list[float], b: list[float]) -> None:
-    with pytest.raises(ValueError, match="paired values"):
-        paired_bootstrap(a, b)

@@ -15,11 +15,12 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image, ImageDraw
 
-from prismcap.evaluate.intervals import paired_bootstrap, wilson
+from prismcap.evaluate.intervals import wilson
 from prismcap.evaluate.report.gallery import gallery
 from prismcap.evaluate.report.page import duration, metric_rows, percent, rejected, write_report
 from prismcap.evaluate.report.plots import running_mean
 from prismcap.evaluate.report.read import ReportError, read_run
+from prismcap.evaluate.statistics.paired import paired_difference
 from prismcap.scripts.commands.report import report
 
 WORDS = ("tiger", "hammer", "tree", "boat", "apple", "house")
@@ -97,7 +98,7 @@ def _evaluation(folder: Path) -> None:
     (folder / "captions.jsonl").write_text(lines, encoding="utf-8")
     losses = [rng.gauss(1.5, 0.3) for _ in range(200)]
     others = [loss + rng.gauss(0.4, 0.2) for loss in losses]
-    difference = paired_bootstrap(losses, others).as_dict()
+    difference = paired_difference(losses, others).as_dict()
     metrics = {
         "about": {
             "quick": False,

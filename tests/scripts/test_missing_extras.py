@@ -16,6 +16,7 @@ from prismcap.configs.errors import MissingExtraError
 from prismcap.configs.registry import component_module
 from prismcap.data.fetch.openmoji import emoji_names, read_emoji
 from prismcap.evaluate.report.page import write_report
+from prismcap.evaluate.statistics.paired import mcnemar
 from prismcap.scripts.cli import main
 from prismcap.scripts.serving.backends import check_transformers_server
 from prismcap.scripts.serving.page import check_page
@@ -50,6 +51,7 @@ CASES: list[tuple[str, str, str, Callable[[Path], object]]] = [
     ("deepspeed", "deepspeed", "deepspeed", engine),
     ("wandb", "wandb", "wandb", sink("wandb")),
     ("tensorboard", "tensorboard", "tensorboard", sink("tensorboard")),
+    ("scipy", "scipy", "eval", lambda _: mcnemar([True], [False])),
     ("matplotlib", "matplotlib", "eval", lambda folder: write_report(write_run(folder))),
     ("emoji", "emoji", "demo", lambda _: emoji_names()),
     ("resvg_py", "resvg-py", "demo", drawings),
