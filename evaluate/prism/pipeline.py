@@ -143,12 +143,11 @@ class Pipeline:
         self, stage: Stage, perceiver: str, benchmark: str, question: Question, text: str
     ) -> Job[PerceiveRequest]:
         about = dict(self._perceiver(perceiver, stage))
-        shown: Any
-        if about.pop("needs_pictures"):
-            shown = [self.questions(benchmark).fingerprint(image) for image in question.images]
-        else:
-            shown = {"benchmark": benchmark, "id": question.id, "reference": question.reference}
-        key = request_key(stage, VERSIONS[stage], {"instruction": text, "shown": shown, **about})
+        pictures = [self.questions(benchmark).fingerprint(image) for image in question.images]
+        if not about.pop("needs_pictures"):
+            # looked up by question; the pictures too, since descriptions may be filed under theirs
+            about["question"] = [benchmark, question.id, question.reference]
+        key = request_key(stage, VERSIONS[stage], {"instruction": text, "pictures": pictures, **about})
         request = PerceiveRequest(benchmark, question.id, question.images, text, question.reference)
         return Job(key, question.id, request)
 

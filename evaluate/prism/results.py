@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from prismcap.configs.files import replace_text
-from prismcap.evaluate.prism.attribution import attribute
-from prismcap.evaluate.prism.cells import cell_of
-from prismcap.evaluate.prism.costs import cell_costs
+from prismcap.evaluate.prism.attribution import attribute, reference_perceivers
+from prismcap.evaluate.prism.cells import Cell, by_cell, cell_of
+from prismcap.evaluate.prism.cost import CostStage, price_of, total_cost
 from prismcap.evaluate.prism.items import cell_items
 from prismcap.evaluate.prism.pipeline import Pipeline
+from prismcap.evaluate.prism.store import Entry, Store
 from prismcap.evaluate.prism.summary import summarise
 from prismcap.evaluate.versions import versions
 
@@ -28,6 +29,7 @@ def score_run(pipeline: Pipeline) -> dict[str, Any]:
     Raises ConfigError where an earlier stage is not done.
     """
     items = [row for cell in pipeline.cells for row in cell_items(pipeline, cell)]
+    references = reference_perceivers(pipeline.config)
     costs = {cell: cell_costs(pipeline, cell) for cell in pipeline.cells}
     names = list(dict.fromkeys(cell.benchmark for cell in pipeline.cells))
     benchmarks = {name: pipeline.questions(name) for name in names}
@@ -47,13 +49,37 @@ def score_run(pipeline: Pipeline) -> dict[str, Any]:
             }
             for name, benchmark in benchmarks.items()
         },
-        **summarise(items, costs, pipeline.config.seed),
+        **summarise(items, costs, pipeline.config.seed, references),
     }
     _write_lines(pipeline.run_dir / ITEMS, items)
-    _write_lines(pipeline.run_dir / ATTRIBUTION, attribute(items))
+    _write_lines(pipeline.run_dir / ATTRIBUTION, attribute(by_cell(items), references))
     replace_text(pipeline.run_dir / TABLE, results_csv(results["cells"]))
     replace_text(pipeline.run_dir / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return results
+
+
+def cell_costs(pipeline: Pipeline, cell: Cell) -> dict[str, dict[str, Any]]:
+    """stage -> totals (see total_cost), of the stages that the cell went through. An answer that several
+    questions share counts once, in each cell that uses it."""
+    rows: dict[CostStage, Iterable[Entry | None]] = {}
+    if not cell.is_blind and not cell.is_end_to_end:
+        unit = cell.instruction, cell.benchmark
+        if pipeline.instruction(unit).written_by is not None:
+            asked = {one.id for one in pipeline.questions(cell.benchmark).first(pipeline.cells[cell])}
+            # not by today's keys: what has been pinned since was paid for as well
+            written = {entry.id: entry for entry in Store(pipeline.instruct_path(unit)) if entry.id in asked}
+            rows["instruct"] = written.values()
+        rows["perceive"] = pipeline.descriptions(cell)
+    rows["reason"] = pipeline.replies(cell)
+    return {
+        stage: total_cost(_distinct(entries), price_of(pipeline.config, cell, stage))
+        for stage, entries in rows.items()
+    }
+
+
+def _distinct(entries: Iterable[Entry | None]) -> list[dict[str, Any]]:
+    by_key = {entry.key: entry for entry in entries if entry is not None}
+    return [entry.as_row() for entry in by_key.values()]
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -39,8 +39,10 @@ def run_prism(
 
     What is answered already is not asked again; several processes may run one config at once and share the
     work. retry_failed: ask again, once, for what failed in the stages that are run. is_first: of the
-    processes that torchrun started, the one that scores and reports. Raises ConfigError for a config that cannot be
-    run, or a stage whose earlier ones are not done; DataError for benchmarks and files that cannot be read.
+    processes that torchrun started, the one that scores and reports.
+
+    Raises ConfigError for a config that cannot be run, or a stage whose earlier ones are not done; DataError
+    for benchmarks and files that cannot be read.
     """
     run_dir = prepare_run_dir(config)
     pipeline = Pipeline(config, run_dir, device)

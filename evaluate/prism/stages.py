@@ -102,7 +102,7 @@ class Stages:
             self._complete(store, jobs, perceiver.describe, _label(cell))
 
     def _free(self) -> None:
-        """Once no reference to a component is left. Collecting takes a while, so not for one that did nothing."""
+        """When no reference to a component is left. It takes a while, so not for one that did nothing."""
         if self._worked:
             free_memory()
         self._worked = False
