@@ -1,10 +1,10 @@
 """VLMEvalKit's TSV files: MMStar, MMMU_DEV_VAL, MathVista_MINI, AI2D_TEST, MMBench, or one of your own.
 
-Columns: `index`, `question`, `answer`, and `image` (a picture file in base64, a list of such, or another row's
-index) or `image_path` (below image_root, or a list); options `A` … `Z`; `hint`; columns that group questions;
-MathVista's `question_type`, `answer_type`, `choices`, `answer_option`, `precision`, `unit`; and, of our own,
-`reference`, a description that is known to be right. The file is read once for where its rows lie; a question's
-row is read when it is asked for, and a picture when it is loaded.
+Columns: `index`, `question`, `answer`, and `image` (a picture file in base64, a list of such, or another
+row's index) or `image_path` (below image_root, or a list); options `A` … `Z`; `hint`; columns that group
+questions; MathVista's `question_type`, `answer_type`, `choices`, `answer_option`, `precision`, `unit`; and, of
+our own, `reference`, a description that is known to be right. The file is read once for where its rows lie; a
+question's row is read when it is asked for, and a picture when it is loaded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from pydantic import Field
 
