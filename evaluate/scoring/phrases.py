@@ -35,6 +35,11 @@ CHOICE_FORM = re.compile(
     r"\bnot\b[^.\n]{1,30}?\bbut(?: rather)?\b|选(?!项)择?:?|而是|\bc'est|\bil s'agit de|\bsondern|"
     r"\bse trata de|\bes la)(?![a-z])"
 )
+# "it is C"; before a text it commits to less: "it is red" may be about anything
+SAYING = re.compile(
+    r"(?i:(?:^|(?<=[.,;:!?\n])|(?<=[.,;:!?]\s)|\b(?:so|that|thus|therefore|hence|and|but|believe|think|guess)\s+)"
+    r"(?:it|that|this)(?:'s| is| would be)|\bi (?:believe|think|guess))(?![a-z])"
+)
 # "so", "therefore": the rest of the sentence concludes
 CONCLUSIVE = re.compile(
     r"(?i:(?:^|(?<=[\s,;.:(]))(?:so|therefore|thus|hence|consequently|in conclusion|conclusion|finally|daher|"

@@ -18,7 +18,7 @@ _WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mbox
 _BOLD_LETTER = re.compile(r"(\*\*|__)\s*\(?([A-Za-z])\)?\s*\1")
 # a full stop after these ends no sentence
 _ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|Fig|No|approx|e\.g|i\.e|z\.B)|^)\.$", re.I)
-_SENTENCE_END = re.compile(r"[.!?]+(?=[\s\"'”’)\]]|$)|[。！？；;]|\n+")
+_SENTENCE_END = re.compile(r"[.!?]+(?=[\s\"'”’)\]]|$)\n*|[。！？；;]\n*|\n+")
 
 
 def visible(reply: str) -> str:
@@ -51,7 +51,7 @@ def sentences(text: str) -> list[tuple[int, str]]:
     found: list[tuple[int, str]] = []
     start = 0
     for end in _SENTENCE_END.finditer(text):
-        if end.group() == "." and _ABBREVIATION.search(text[max(0, start, end.start() - 8) : end.end()]):
+        if end.group().strip() == "." and _ABBREVIATION.search(text[max(start, end.start() - 8) : end.start() + 1]):
             continue
         found.append((start, text[start : end.end()]))
         start = end.end()
