@@ -205,7 +205,7 @@ def _same_start(texts: OptionTexts, folded: str, reach: int) -> frozenset[str] |
 
 
 def _ordinals_as_letters(text: str, count: int) -> str:
-    """"the second option" as "option (B)"."""
+    """ "the second option" as "option (B)"."""
 
     def letter(found: re.Match[str]) -> str:
         word = found.group(1).lower()

@@ -12,13 +12,17 @@ from prismcap.evaluate.scoring.replies import BOX_CLOSE, BOX_OPEN, plain
 WORDS = "AI"  # letters that are words of English too
 _CYRILLIC = {"А": "A", "В": "B", "С": "C", "Е": "E"}  # drawn like the Latin letters of the options
 _NAME = r"A-Za-z0-9À-ɏЀ-ӿ_'"  # characters that make a letter part of a word; ideographs do not
-_LETTER = re.compile(rf"([\s(\[{{\"'“「『{BOX_OPEN}]*)([A-Za-zАВСЕ])(?![{_NAME}+#]|-\w|\.\w)(\s*[)\]}}\"'”」』{BOX_CLOSE}]*)")
+_LETTER = re.compile(
+    rf"([\s(\[{{\"'“「『{BOX_OPEN}]*)([A-Za-zАВСЕ])(?![{_NAME}+#]|-\w|\.\w)(\s*[)\]}}\"'”」』{BOX_CLOSE}]*)"
+)
 _RUN = re.compile(rf"[\s(]*([A-Z]{{2,6}})(?![{_NAME}])")
 _SUBJECT = re.compile(rf"(?<![{_NAME}.-])(\(?)([A-Z])(?![{_NAME}])(\)?)")
 _ONLY_BEFORE = re.compile(r"(?i:[\s>|-]*(?:the\s+)?(?:option|choice|letter|answer|选项|選択肢)?\s*:?\s*)")
 _ONLY_AFTER = re.compile(r"[\s.,:;!。)です]*$")
 _NEGATED = re.compile(r"(?i:\b(?:neither|nor|not|whether|than)\s+(?:that\s+)?(?:option\s+)?)$")
-_MARKED = re.compile(r"(?i:(?:\b(?:option|choice|answer|letter|opción|opção|opzione|antwort|réponse|вариант)\s+|选项\s*))$")
+_MARKED = re.compile(
+    r"(?i:(?:\b(?:option|choice|answer|letter|opción|opção|opzione|antwort|réponse|вариант)\s+|选项\s*))$"
+)
 # a letter after these names a thing of the picture, not an option
 _NAMES = re.compile(
     r"(?i:\b(?:vitamin|plan|point|line|figure|fig\.?|panel|region|team|class|type|grade|hepatitis|section|"
@@ -77,7 +81,9 @@ class Letters:
             if match.start() < end or _NEGATED.search(text[: match.start()]):
                 continue
             found, end = {match.group(2)}, match.end()
-            while (joined := phrases.JOINED.match(text, end)) and (more := _SUBJECT.match(text, joined.end())):
+            while (joined := phrases.JOINED.match(text, end)) and (
+                more := _SUBJECT.match(text, joined.end())
+            ):
                 found.add(more.group(2))
                 end = more.end()
             if found <= self.valid:
@@ -122,7 +128,9 @@ class Letters:
             return None
         letter, end = next(iter(found.items()))
         line = text[:end].rpartition("\n")[2]
-        labels = text[end:].lstrip()[:1] == ":" and len(line.strip(" ()")) == 1  # it begins to weigh an option
+        labels = (
+            text[end:].lstrip()[:1] == ":" and len(line.strip(" ()")) == 1
+        )  # it begins to weigh an option
         negated = _NEGATED.search(text[:end].rstrip(") ")[:-1].rstrip("("))
         if negated or labels or re.match(r"\s*\)?\?", text[end:]):
             return None

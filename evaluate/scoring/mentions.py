@@ -46,7 +46,9 @@ class OptionTexts:
 
     def __init__(self, options: Sequence[str]) -> None:
         letters = [chr(ord("A") + position) for position in range(len(options))]
-        self.folded = {letter: _bare(fold(plain(text))) for letter, text in zip(letters, options, strict=True)}
+        self.folded = {
+            letter: _bare(fold(plain(text))) for letter, text in zip(letters, options, strict=True)
+        }
         numeric = all(re.fullmatch(r"-?\d+", text) for text in self.folded.values())
         self._patterns = {
             letter: _pattern(text, numeric)
@@ -67,7 +69,7 @@ class OptionTexts:
             (match.start(), match.end(), letter)
             for letter, pattern in self._patterns.items()
             for match in pattern.finditer(folded)
-            if not (match.group() == "one" and _is_pronoun(folded, match))
+            if not (match.group() == "one" and is_pronoun(folded, match))
         ]
         longest = [
             span
@@ -97,7 +99,7 @@ def _pattern(text: str, numeric: bool) -> re.Pattern[str]:
     return re.compile(before + body + after)
 
 
-def _is_pronoun(folded: str, match: re.Match[str]) -> bool:
+def is_pronoun(folded: str, match: re.Match[str]) -> bool:
     return bool(_PRONOUN_ONE.search(folded[: match.start()]) or re.match(r"\s+of\b", folded[match.end() :]))
 
 

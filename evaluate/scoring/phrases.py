@@ -76,7 +76,9 @@ _VERB = (
     r"thus|die|la|le|el|a)\s+)?|(?:选项|項|项)?\s*(?:是|为|が|は)\s*|\s*[:|—–-]+\s*|\s*[.)]\s*|(?<=\))\s*)"
 )
 # the verdict on the letters before it
-VERDICT = re.compile(rf"\s*(?i:{_VERB}(?:{_GOOD})|(?:fits|matches)(?: the \w+)?(?: best\b|\s*[.,]|$)|it is\b|✅|✓|✔)")
+VERDICT = re.compile(
+    rf"\s*(?i:{_VERB}(?:{_GOOD})|(?:fits|matches)(?: the \w+)?(?: best\b|\s*[.,]|$)|it is\b|✅|✓|✔)"
+)
 TEXT_VERDICT = re.compile(
     r"(?i:\s+is (?:clearly |indeed )?(?:the )?(?:correct|right|best|most likely)(?: (?:answer|option|choice))?\b)"
 )

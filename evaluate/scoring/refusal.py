@@ -13,7 +13,9 @@ _KNOW = (
     r"(?:determine|tell|know|say|answer|identify|see|view|access|assist|help|provide|select|choose|pick|decide|"
     r"infer|confirm|conclude|be (?:certain|sure)|make|verify|ascertain|process|analy[sz]e|give)"
 )
-_TOLD = r"(?:determined|told|answered|identified|inferred|known|ascertained|concluded|decided|verified|confirmed)"
+_TOLD = (
+    r"(?:determined|told|answered|identified|inferred|known|ascertained|concluded|decided|verified|confirmed)"
+)
 _SAYS = (
     r"(?:mention|specify|say|state|describe|provide|include|contain|indicate|give|clarify|tell|offer|"
     r"explicitly \w+|directly \w+|reveal|show)"
@@ -56,7 +58,9 @@ _OTHERS = (
 _REFUSAL = re.compile("|".join((*_ENGLISH, *_OTHERS)), re.I)
 # "the description does not mention a dog" rules out an option; it does not refuse
 _RULES_OUT = re.compile(rf"(?:does|do|did)(?: not|n't) (?:\w+ )?{_SAYS}(?: of)? (?:(?:any|a|an|the) )?")
-_TURNS = re.compile(r",?\s+(?:but|however|yet|though|although|nevertheless|still)\b|;|(?:但是?|不过|然而)", re.I)
+_TURNS = re.compile(
+    r",?\s+(?:but|however|yet|though|although|nevertheless|still)\b|;|(?:但是?|不过|然而)", re.I
+)
 
 
 def is_refusal(reply: str) -> bool:

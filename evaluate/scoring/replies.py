@@ -14,10 +14,12 @@ _CLOSE = re.compile(rf"</{_THINKING}\s*>", re.I)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _ANSWER_TAG = re.compile(r"<(?:final_)?answer>(.*?)(?:</(?:final_)?answer>|$)", re.S | re.I)
 _FRACTION = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
-_WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mbox|operatorname)\s*\{([^{}]*)\}")
+_WRAPPED = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mbox|operatorname)\s*\{([^{}]*)\}"
+)
 _BOLD_LETTER = re.compile(r"(\*\*|__)\s*\(?([A-Za-z])\)?\s*\1")
 # a full stop after these ends no sentence
-_ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|Fig|No|approx|e\.g|i\.e|z\.B)|^)\.$", re.I)
+_ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|Fig|approx|e\.g|i\.e|z\.B)|^)\.$", re.I)
 _SENTENCE_END = re.compile(r"[.!?]+(?=[\s\"'”’)\]]|$)\n*|[。！？；;]\n*|\n+")
 
 
@@ -51,7 +53,9 @@ def sentences(text: str) -> list[tuple[int, str]]:
     found: list[tuple[int, str]] = []
     start = 0
     for end in _SENTENCE_END.finditer(text):
-        if end.group().strip() == "." and _ABBREVIATION.search(text[max(start, end.start() - 8) : end.start() + 1]):
+        if end.group().strip() == "." and _ABBREVIATION.search(
+            text[max(start, end.start() - 8) : end.start() + 1]
+        ):
             continue
         found.append((start, text[start : end.end()]))
         start = end.end()

@@ -25,7 +25,9 @@ _WORDS = {
     NO: r"(?:no|nope|not really|not at all|nein|non|não|нет|不是|没有|不|否|いいえ|いえ|아니요)",
 }
 # a word that stands alone: "no dog" is a determiner, "no, …" an answer
-_ENDS = r"(?=\s*(?:[.,;:!)\]\"'。，！、\n\ue001—–]|-\s|$|because\b|since\b|as\b|weil\b|car\b|porque\b|perché\b))"
+_ENDS = (
+    r"(?=\s*(?:[.,;:!)\]\"'。，！、\n\ue001—–]|-\s|$|because\b|since\b|as\b|weil\b|car\b|porque\b|perché\b))"
+)
 _ALONE = {value: re.compile(rf"(?i){words}{_ENDS}") for value, words in _WORDS.items()}
 _BEGINS = re.compile(r"[\s:\"'“(\[\ue000]*")
 _DELIMITED = re.compile(r"(?:^|[.,:;!?—–(\n，。：]|\s-\s|\b(?:so|thus|therefore|hence)\b|因此|所以)[\s\"'(]*")
@@ -47,7 +49,7 @@ _PRESENT = re.compile(
 
 
 def yes_no_letters(options: Sequence[str]) -> dict[str, str]:
-    """"yes" and "no" -> letter, of two options that say just that; empty for any other options."""
+    """ "yes" and "no" -> letter, of two options that say just that; empty for any other options."""
     folded = [fold(option).strip(" .") for option in options]
     if sorted(folded) != [NO, YES]:
         return {}
