@@ -63,28 +63,30 @@ class LocalReasoner:
 
     def answer(self, requests: Sequence[ReasonRequest]) -> Iterator[tuple[int, Answer]]:
         """Raises ConfigError where the model cannot be loaded."""
+        if not requests:
+            return
         copies: dict[str, list[int]] = {}
         for position, request in enumerate(requests):
             copies.setdefault(request.prompt, []).append(position)
-        model, tokenizer = self._loaded if copies else (None, None)
-        prompts, asked = [], []
+        model, tokenizer = self._loaded
+        prompts: list[list[int]] = []
+        asked: list[list[int]] = []
         for prompt, positions in copies.items():
             ids = self._encode(tokenizer, prompt)
-            if model.room(len(ids), 1) > 0 and ids:
+            if ids and model.room(len(ids), 1) > 0:
                 prompts.append(ids)
                 asked.append(positions)
-                continue
-            error = f"the prompt of {len(ids)} tokens leaves no room in the model's {model.max_positions}"
-            for position in positions:
-                yield position, failed(error if ids else "the prompt is empty")
+            else:
+                for position in positions:
+                    yield position, failed(_why_not(ids, model))
         decoding, batch_size = self.context.decoding, self.context.batch_size
-        for index, reply in model.generate(prompts, decoding, batch_size, self.context.seed) if prompts else ():
+        for index, reply in model.generate(prompts, decoding, batch_size, self.context.seed):
             answer = _answer(tokenizer, reply, len(prompts[index]), len(asked[index]))
             for position in asked[index]:
                 yield position, answer
 
     @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
+    def _loaded(self) -> tuple[TextModel, Any]:
         options = self.options
         if options.trust_remote_code:
             logger.warning("trust_remote_code: running code that comes with %s", options.path)
@@ -113,6 +115,12 @@ class LocalReasoner:
         thinking = {} if budget is None else {"enable_thinking": budget > 0}
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **thinking)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _why_not(ids: Sequence[int], model: TextModel) -> str:
+    if not ids:
+        return "the prompt is empty"
+    return f"the prompt of {len(ids)} tokens leaves no room in the model's {model.max_positions}"
 
 
 def _answer(tokenizer: Any, reply: Reply, tokens_in: int, num_copies: int) -> Answer:
