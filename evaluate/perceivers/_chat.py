@@ -13,7 +13,7 @@ from prismcap.configs.schema.prism import Decoding
 from prismcap.data.schema import DataError, ImageRef
 from prismcap.evaluate.clients.answer import Answer, failed
 from prismcap.evaluate.exported import check_shape, generate_answers, model_inputs
-from prismcap.evaluate.perceivers._local import chunks_by_picture
+from prismcap.evaluate.perceivers._local import answer_of, chunks_by_picture
 from prismcap.evaluate.perceivers._several import View
 from prismcap.model.hf.load import Exported
 
@@ -90,13 +90,4 @@ class ChatModel:
         )
         latency_s = (time.perf_counter() - begun_s) / len(positions)
         for position, count, answer in zip(positions, tokens_in, answers, strict=True):
-            yield (
-                position,
-                Answer(
-                    text=answer.text.strip(),
-                    finish_reason=answer.finish_reason,
-                    tokens_in=int(count),
-                    tokens_out=len(answer.token_ids),
-                    latency_s=latency_s,
-                ),
-            )
+            yield position, answer_of(answer, int(count), latency_s)

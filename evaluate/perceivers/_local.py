@@ -11,8 +11,10 @@ import torch
 
 from prismcap.configs.errors import ConfigError
 from prismcap.data.schema import ImageRef
+from prismcap.evaluate.clients.answer import Answer
 from prismcap.evaluate.perceivers._contract import PerceiverContext
 from prismcap.evaluate.perceivers._several import View
+from prismcap.model.generate import Generated
 
 
 def local_device(device: str) -> torch.device:
@@ -44,6 +46,20 @@ def refuse_sampling(context: PerceiverContext) -> None:
             f"perceivers.{context.name}: a local model describes pictures without sampling, and "
             f"decoding.perceive.temperature is {context.decoding.temperature}: set it to 0"
         )
+
+
+def answer_of(generated: Generated, tokens_in: int, latency_s: float) -> Answer:
+    """A generated text as an answer; one without a word is a failure, as it is of an endpoint."""
+    text = generated.text.strip()
+    return Answer(
+        text=text,
+        status="ok" if text else "failed",
+        error=None if text else "empty text: the model ended it before it wrote a word",
+        finish_reason=generated.finish_reason,
+        tokens_in=tokens_in,
+        tokens_out=len(generated.token_ids),
+        latency_s=latency_s,
+    )
 
 
 def chunks_by_picture(views: Sequence[View], size: int) -> Iterator[list[int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from pydantic import Field
@@ -42,6 +43,26 @@ class View:
 DescribeViews = Callable[[Sequence[View]], Iterator[tuple[int, Answer]]]
 
 
+@dataclass(frozen=True)
+class ViewPerceiver:
+    """A perceiver that looks at one picture at a time. find_identity: of the model behind it."""
+
+    options: PictureOptions
+    describe_views: DescribeViews
+    find_identity: Callable[[], str]
+
+    @cached_property
+    def identity(self) -> str:
+        return f"{self.find_identity()}, picture {self.options.picture}, at most {self.options.max_pictures}"
+
+    @property
+    def needs_pictures(self) -> bool:
+        return self.options.picture == "own"
+
+    def describe(self, requests: Sequence[PerceiveRequest]) -> Iterator[tuple[int, Answer]]:
+        return describe_pictures(requests, self.options, self.describe_views)
+
+
 def describe_pictures(
     requests: Sequence[PerceiveRequest], options: PictureOptions, describe_views: DescribeViews
 ) -> Iterator[tuple[int, Answer]]:
@@ -73,9 +94,7 @@ def describe_pictures(
                 yield position, joined(_take(views_of.pop(position), answers, unfinished))
 
 
-def _take(
-    views: Sequence[View], answers: dict[View, Answer], unfinished: dict[View, int]
-) -> list[Answer]:
+def _take(views: Sequence[View], answers: dict[View, Answer], unfinished: dict[View, int]) -> list[Answer]:
     """The answers of a request's views. Those that no other request waits for are dropped from `answers`:
     not all descriptions of a large benchmark are held at once."""
     taken = []

@@ -1,0 +1,39 @@
+"""The benchmark's own description, where it has one: what perfect perception would hand to a reasoner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from prismcap.configs.schema.base import Section
+from prismcap.evaluate.clients.answer import Answer, failed
+from prismcap.evaluate.perceivers._contract import PerceiveRequest, PerceiverContext
+
+
+class Options(Section):
+    pass
+
+
+@dataclass(frozen=True)
+class ReferencePerceiver:
+    """Its texts are the requests': a cache must hash those too."""
+
+    identity: str = "reference"
+    needs_pictures: bool = False
+
+    def describe(self, requests: Sequence[PerceiveRequest]) -> Iterator[tuple[int, Answer]]:
+        for position, request in enumerate(requests):
+            if request.reference:
+                yield position, Answer(text=request.reference)
+            else:
+                yield (
+                    position,
+                    failed(
+                        f"{request.benchmark}, question {request.question_id}: the benchmark has no reference "
+                        "description"
+                    ),
+                )
+
+
+def build(options: Options, context: PerceiverContext) -> ReferencePerceiver:  # noqa: ARG001
+    return ReferencePerceiver()
