@@ -63,8 +63,8 @@ class RunModel:
             weights = {stage_name: weights_id(self.run_dir, stage_name) for stage_name in self.config.stages}
         except OSError as error:
             raise ConfigError(
-                f"perceivers.{self.context.name}.model: {self.run_dir}: a stage has not finished ({error}); go "
-                "on with `prismcap train … --resume auto`"
+                f"perceivers.{self.context.name}.model: {self.run_dir}: a stage has not finished ({error}); "
+                "go on with `prismcap train … --resume auto`"
             ) from error
         said = {
             "weights": weights,

@@ -22,7 +22,7 @@ from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.base import Section
 from prismcap.data.schema import DataError
 from prismcap.evaluate.clients.answer import Answer, failed
-from prismcap.evaluate.perceivers._contract import PerceiveRequest, PerceiverContext
+from prismcap.evaluate.perceivers._contract import PerceiverContext, PerceiveRequest
 from prismcap.evaluate.perceivers._several import joined
 
 Key = tuple[str, ...]  # (benchmark, id) or (fingerprint,)
@@ -53,7 +53,7 @@ class FilePerceiver:
     def identity(self) -> str:
         return f"file {self._read.checksum}"
 
-    @property
+    @cached_property
     def needs_pictures(self) -> bool:
         """Only where rows are of pictures."""
         return any(len(key) == 1 for key in self._read.texts)
@@ -121,7 +121,8 @@ def _key(row: dict[str, Any], where: str) -> Key:
     of_question, of_picture = {"benchmark", "id"} <= row.keys(), "fingerprint" in row
     if of_question == of_picture:
         raise DataError(
-            f"{where}: give 'benchmark' and 'id', or 'fingerprint', and not both; found the keys {sorted(row)}"
+            f"{where}: give 'benchmark' and 'id', or 'fingerprint', and not both; "
+            f"found the keys {sorted(row)}"
         )
     values = [row["benchmark"], row["id"]] if of_question else [row["fingerprint"]]
     for value in values:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from prismcap.configs.schema.base import Section
 from prismcap.evaluate.clients.answer import Answer, failed
-from prismcap.evaluate.perceivers._contract import PerceiveRequest, PerceiverContext
+from prismcap.evaluate.perceivers._contract import PerceiverContext, PerceiveRequest
 
 
 class Options(Section):
@@ -23,16 +23,9 @@ class ReferencePerceiver:
 
     def describe(self, requests: Sequence[PerceiveRequest]) -> Iterator[tuple[int, Answer]]:
         for position, request in enumerate(requests):
-            if request.reference:
-                yield position, Answer(text=request.reference)
-            else:
-                yield (
-                    position,
-                    failed(
-                        f"{request.benchmark}, question {request.question_id}: the benchmark has no reference "
-                        "description"
-                    ),
-                )
+            at = f"{request.benchmark}, question {request.question_id}"
+            missing = failed(f"{at}: the benchmark has no reference description")
+            yield position, Answer(text=request.reference) if request.reference else missing
 
 
 def build(options: Options, context: PerceiverContext) -> ReferencePerceiver:  # noqa: ARG001
