@@ -5,10 +5,11 @@ Shape legend: P tiles, K patches, D encoder width, S tile side in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from prismcap.configs.schema.stage import Precision
 from prismcap.data.image import to_tiles
-from prismcap.data.schema import Encoded, ImageRef, ImageSpec
+from prismcap.data.schema import DataError, Encoded, ImageRef, ImageSpec
 from prismcap.model.captioner import Captioner
-from prismcap.model.generate import generate
+from prismcap.model.generate import Generated, generate
 from prismcap.model.precision import autocast
 
 Progress = Callable[[int], None]  # called with the number of items just done
@@ -54,7 +55,8 @@ def inference(captioner: Captioner, precision: Precision) -> Iterator[None]:
 class FeatureStore:
     """Encoder features of pictures, in memory: features_PKD by picture, P = 1 but for anyres.
 
-    on_draw is called once with each picture as it was drawn, for keeping a thumbnail. Use inside
+    on_draw is called once with each picture as it was drawn, for keeping a thumbnail. on_reject, where it
+    is given, is called with each picture that cannot be used, and the others go on. Use inside
     `inference`. Memory: K x D numbers per tile, in bf16 under autocast.
     """
 
@@ -62,6 +64,7 @@ class FeatureStore:
     spec: ImageSpec
     batch_size: int = 32
     on_draw: Callable[[ImageRef, Image.Image], None] | None = None
+    on_reject: Callable[[ImageRef, DataError], None] | None = None
     _features: dict[ImageRef, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, image: ImageRef) -> Tensor:
@@ -70,8 +73,15 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self._features)
 
+    def __contains__(self, image: ImageRef) -> bool:
+        return image in self._features
+
+    def keep_only(self, images: Collection[ImageRef]) -> None:
+        """Forget all other pictures: their memory is free again."""
+        self._features = {image: self._features[image] for image in images if image in self._features}
+
     def add(self, images: Sequence[ImageRef], progress: Progress = no_progress) -> None:
-        """Draw and encode the pictures that are not here yet. Raises SampleRejected for a bad one."""
+        """Draw and encode the pictures that are not here yet. Raises DataError for a bad one (on_reject)."""
         new = [image for image in dict.fromkeys(images) if image not in self._features]
         device = self.captioner.device
         # the next pictures are drawn while this batch is encoded
@@ -79,30 +89,38 @@ class FeatureStore:
             waiting = None
             for start in range(0, len(new), self.batch_size):
                 batch = new[start : start + self.batch_size]
-                tiles = (waiting or pool.submit(self._draw, batch)).result()
+                drawn = (waiting or pool.submit(self._draw, batch)).result()
                 following = new[start + self.batch_size : start + 2 * self.batch_size]
                 waiting = pool.submit(self._draw, following) if following else None
-                # with anyres a picture has several tiles: as many at once as pictures otherwise
-                features_PKD = torch.cat(
-                    [
-                        self.captioner.encode_images(part.to(device))
-                        for part in torch.cat(tiles).split(self.batch_size)
-                    ]
-                )
-                parts = features_PKD.split([len(part) for part in tiles])
-                # clones: a view would keep the whole batch alive
-                self._features.update((image, part.clone()) for image, part in zip(batch, parts, strict=True))
+                if drawn:
+                    # with anyres a picture has several tiles: as many at once as pictures otherwise
+                    features_PKD = torch.cat(
+                        [
+                            self.captioner.encode_images(part.to(device))
+                            for part in torch.cat(list(drawn.values())).split(self.batch_size)
+                        ]
+                    )
+                    parts = features_PKD.split([len(tiles) for tiles in drawn.values()])
+                    # clones: a view would keep the whole batch alive
+                    self._features.update(
+                        (image, part.clone()) for image, part in zip(drawn, parts, strict=True)
+                    )
                 progress(len(batch))
 
-    def _draw(self, images: Sequence[ImageRef]) -> list[Tensor]:
-        """tiles_P3SS of each picture."""
-        tiles = []
+    def _draw(self, images: Sequence[ImageRef]) -> dict[ImageRef, Tensor]:
+        """tiles_P3SS of each picture that can be used."""
+        drawn = {}
         for image in images:
-            picture = image.load()
-            if self.on_draw is not None:
-                self.on_draw(image, picture)
-            tiles.append(to_tiles(picture, self.spec, str(image)))
-        return tiles
+            try:
+                picture = image.load()
+                if self.on_draw is not None:
+                    self.on_draw(image, picture)
+                drawn[image] = to_tiles(picture, self.spec, str(image))
+            except DataError as error:
+                if self.on_reject is None:
+                    raise
+                self.on_reject(image, error)
+        return drawn
 
 
 @dataclass(frozen=True)
@@ -115,6 +133,15 @@ class Request:
     @property
     def key(self) -> tuple[tuple[int, ...], tuple[ImageRef, ...]]:
         return tuple(self.prompt.input_ids.tolist()), self.prompt.images
+
+
+def generate_stored(
+    captioner: Captioner, prompts: Sequence[Encoded], store: FeatureStore, **options: Any
+) -> list[Generated]:
+    """model.generate of one batch whose pictures are in the store; options: those of `generate`."""
+    images = [image for prompt in prompts for image in prompt.images]
+    features_PKD = torch.cat([store[image] for image in images]) if images else None
+    return generate(captioner, prompts, features_PKD=features_PKD, **options)
 
 
 def generate_texts(
@@ -142,11 +169,10 @@ def generate_texts(
     texts: dict[object, str] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        images = [image for request in batch for image in request.prompt.images]
-        generated = generate(
+        generated = generate_stored(
             captioner,
             [request.prompt for request in batch],
-            features_PKD=torch.cat([store[image] for image in images]) if images else None,
+            store,
             max_new_tokens=max_new_tokens,
             stop=stop,
         )

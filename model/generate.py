@@ -1,4 +1,4 @@
-"""Greedy generation in batches, equal to generating one by one.
+"""Generation in batches, greedy or with beams, equal to generating one by one.
 
 Shape legend: B prompts, T positions of the longest prompt, P tiles, K patches, D encoder width,
 S tile side in pixels, G generated positions.
@@ -39,8 +39,9 @@ def generate(
     features_PKD: Tensor | None = None,
     max_new_tokens: int,
     stop: Sequence[str] = (),
+    num_beams: int = 1,
 ) -> list[Generated]:
-    """The most likely continuation of each prompt, token by token.
+    """The most likely continuation of each prompt, token by token; num_beams: the best of so many at once.
 
     Pictures come as tiles or as the encoder's features, one per image (with anyres all tiles of an image,
     as its prompt's tilings say), in the order of the prompts and of the images in each. `stop` holds the
@@ -59,7 +60,7 @@ def generate(
             stopping_criteria=criteria,
             generation_config=GenerationConfig(
                 do_sample=False,
-                num_beams=1,
+                num_beams=num_beams,
                 max_new_tokens=max_new_tokens,
                 eos_token_id=sorted(ends) or None,
                 pad_token_id=_pad_id(captioner),
@@ -67,7 +68,7 @@ def generate(
             ),
         )
     rows: list[list[int]] = sequences_BG.tolist()
-    return [_finish(captioner.tokenizer, row[:max_new_tokens], ends, texts) for row in rows]
+    return [finish(captioner.tokenizer, row[:max_new_tokens], ends, texts) for row in rows]
 
 
 def stop_ids(tokenizer: Any, stop: Sequence[str]) -> tuple[set[int], tuple[str, ...]]:
@@ -101,8 +102,11 @@ class _TextStop(StoppingCriteria):
         return torch.tensor(found, dtype=torch.bool, device=input_ids.device)
 
 
-def _finish(tokenizer: Any, ids: list[int], ends: set[int], texts: Sequence[str]) -> Generated:
-    """Cut one row at whatever ended it first; rows run on until the last of the batch has ended."""
+def finish(tokenizer: Any, ids: list[int], ends: set[int], texts: Sequence[str]) -> Generated:
+    """Cut one row at whatever ended it first; rows run on until the last of the batch has ended.
+
+    ends, texts: see stop_ids.
+    """
     reason: Literal["stop", "length"] = "length"
     for position, token in enumerate(ids):
         if token in ends:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from prismcap.configs.errors import ConfigError
 from prismcap.model.hf.adapter import FOLDER
 from prismcap.model.hf.files import MARKER, read_marker
 from prismcap.model.huggingface import load_pretrained, local_or_hub, unreachable
+
+logger = logging.getLogger(__name__)
 
 GENERIC_PROMPT = "Describe the picture."
 
@@ -26,25 +29,36 @@ class Exported:
     stop: tuple[str, ...]
 
 
-def load_exported(source: str | Path, device: str | torch.device = "cpu", dtype: str = "auto") -> Exported:
-    """An exported folder, or the hub name of a model that transformers knows natively.
+def load_exported(
+    source: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> Exported:
+    """An exported folder, or any image-text-to-text model of transformers by its folder or hub name.
 
-    Raises ConfigError when there is no model of that name or it needs code of its own.
+    Raises ConfigError when there is no model of that name, or it needs code of its own and
+    trust_remote_code does not allow it.
     """
     from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
     register()
     name = local_or_hub(str(source))
-    config = _config_of(name)
-    if "auto_map" in config and config.get("model_type") != "prismcap":
+    config = _config_of(name, revision)
+    has_code = "auto_map" in config and config.get("model_type") != "prismcap"
+    if has_code and not trust_remote_code:
         raise ConfigError(f"{name}: model type {config.get('model_type')!r} runs code of its own; refused")
+    if has_code:
+        logger.warning("trust_remote_code: running code that comes with %s", name)
+    # our own model type comes with code too, and has its classes here
+    shared: dict[str, Any] = {"trust_remote_code": has_code, "revision": revision}
     try:
-        model = load_pretrained(AutoModelForImageTextToText, name, dtype=dtype, trust_remote_code=False)
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-        # PIL is what the model was trained with; the torchvision backend is off by up to one grey level
-        processor.image_processor = AutoImageProcessor.from_pretrained(
-            name, backend="pil", trust_remote_code=False
-        )
+        model = load_pretrained(AutoModelForImageTextToText, name, dtype=dtype, **shared)
+        processor = AutoProcessor.from_pretrained(name, **shared)
+        if not has_code:
+            # PIL is what our models were trained with; torchvision is off by up to one grey level
+            processor.image_processor = AutoImageProcessor.from_pretrained(name, backend="pil", **shared)
     except (ValueError, KeyError, ImportError, OSError) as error:
         raise ConfigError(f"{name}: cannot be loaded as an image-text-to-text model: {error}") from error
     if getattr(processor, "chat_template", None) is None:
@@ -84,14 +98,14 @@ def register() -> None:
     AutoModelForImageTextToText.register(PrismcapConfig, PrismcapForConditionalGeneration, exist_ok=True)
 
 
-def _config_of(name: str) -> dict[str, Any]:
+def _config_of(name: str, revision: str | None) -> dict[str, Any]:
     """config.json as it is: reading it through AutoConfig could run the folder's code."""
     from transformers import PretrainedConfig
 
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise ConfigError(f"{name}: not a model: it has no config.json")
     try:
-        config: dict[str, Any] = PretrainedConfig.get_config_dict(name)[0]
+        config: dict[str, Any] = PretrainedConfig.get_config_dict(name, revision=revision)[0]
     except OSError as error:
         raise unreachable(name, error) from error
     return config

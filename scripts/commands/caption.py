@@ -155,6 +155,7 @@ def read_batches(
     """
     from prismcap.data.image import open_image
     from prismcap.data.schema import SampleRejected
+    from prismcap.evaluate.exported import check_shape
 
     for start in range(0, len(paths), batch_size):
         batch: list[tuple[Path, Image.Image]] = []
@@ -162,67 +163,23 @@ def read_batches(
         for path in paths[start : start + batch_size]:
             try:
                 image = open_image(path, max_pixels)
-                check_shape(image, path, geometry)
+                check_shape(image, str(path), geometry)
                 batch.append((path, image))
             except SampleRejected as error:
                 errors.append(str(error))
         yield batch, errors
 
 
-def check_shape(image: Image.Image, path: Path, geometry: Any) -> None:
-    """Raises SampleRejected for a strip so long that its padded or enlarged form would fill the memory."""
-    from prismcap.data.image import MAX_INTERMEDIATE_PIXELS
-    from prismcap.data.schema import SampleRejected
-
-    short, long = sorted(image.size)
-    shortest_edge = dict(geometry.size).get("shortest_edge")
-    # where pictures are cut into tiles, do_pad fills up a batch
-    padded = getattr(geometry, "do_pad", False) and not getattr(geometry, "image_grid_pinpoints", None)
-    pixels = long * long if padded else 0
-    if shortest_edge:
-        pixels = max(pixels, int(shortest_edge * shortest_edge * long / short))
-    if pixels > MAX_INTERMEDIATE_PIXELS:
-        message = f"{path}: {image.width} x {image.height} pixels is too long a strip for this model; crop it"
-        raise SampleRejected("image_too_elongated", message)
-
-
 def caption_batch(
     exported: Exported, images: Sequence[Image.Image], prompt: str, max_new_tokens: int
 ) -> list[str]:
-    """One greedy caption per picture."""
-    import torch
-
-    from prismcap.model.generate import stop_ids
+    """One greedy caption per picture, without outer white space."""
+    from prismcap.evaluate.exported import generate_answers, model_inputs
 
     if not images:
         return []
-    model, processor = exported.model, exported.processor
-    content = [{"type": "image"}, {"type": "text", "text": prompt}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    bos = processor.tokenizer.bos_token
-    inputs = processor(
-        images=list(images),
-        text=[text] * len(images),
-        padding=True,
-        # a template that writes its own opening token must not get a second one
-        add_special_tokens=not (bos and text.startswith(bos)),
-        return_tensors="pt",
-    ).to(model.device)
-    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": max_new_tokens}
-    _, stop_texts = stop_ids(processor.tokenizer, exported.stop)  # the other stops are ids, and known to it
-    if stop_texts:
-        options |= {"stop_strings": list(stop_texts), "tokenizer": processor.tokenizer}
-    with torch.inference_mode():
-        output = model.generate(**inputs, **options)
-    new = output[:, inputs["input_ids"].shape[1] :]
-    return [_cut(text, stop_texts) for text in processor.batch_decode(new, skip_special_tokens=True)]
-
-
-def _cut(text: str, stop: Sequence[str]) -> str:
-    """Up to the first stop string, without outer white space."""
-    for mark in stop:
-        text = text.partition(mark)[0]
-    return text.strip()
+    inputs = model_inputs(exported, images, [prompt] * len(images))
+    return [answer.text.strip() for answer in generate_answers(exported, inputs, max_new_tokens)]
 
 
 def _default_device() -> str:

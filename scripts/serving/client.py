@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from PIL import Image
+from typing import Any
 
 CHAT = "/v1/chat/completions"
 MODELS = "/v1/models"
@@ -77,13 +72,6 @@ def _json(response: HTTPResponse) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ServerError(f"the server's answer is no JSON: {text[:500]}") from error
-
-
-def data_url(image: Image.Image) -> str:
-    """The picture within an address, as PNG: no pixel changes on the way."""
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def chat_body(model: str, image_url: str, instruction: str, max_tokens: int) -> dict[str, Any]:

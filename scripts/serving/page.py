@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from prismcap.configs.errors import MissingExtraError
 from prismcap.data.image import FileImage, read_image
 from prismcap.data.schema import SampleRejected
+from prismcap.evaluate.clients.data_url import data_url
 from prismcap.scripts.serving.backends import ServedExport
 from prismcap.scripts.serving.client import (
     Address,
     ServerError,
     answer_pieces,
     chat_body,
-    data_url,
     growing_text,
 )
 

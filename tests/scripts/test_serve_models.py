@@ -13,9 +13,10 @@ from PIL import Image
 from served import Served, serving
 from tiny_run import PROMPT, export_run, make_run
 
+from prismcap.evaluate.clients.data_url import data_url
 from prismcap.model.hf.load import load_exported
 from prismcap.scripts.commands.caption import caption_batch
-from prismcap.scripts.serving.client import answer_pieces, chat_body, data_url
+from prismcap.scripts.serving.client import answer_pieces, chat_body
 
 MISSING = "the extra `serve` is not installed"
 pytest.importorskip("fastapi", reason=MISSING)
