@@ -81,7 +81,11 @@ def template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=percent, duration=duration, count=lambda value: f"{value:,}", json_text=json.dumps
+        percent=percent,
+        bare=lambda value: percent(value).removesuffix(" %"),
+        duration=duration,
+        count=lambda value: f"{value:,}",
+        json_text=json.dumps,
     )
     return environment.get_template(name)
 

@@ -24,7 +24,7 @@ from prismcap.evaluate.report.prism_read import (
     TABLE,
     PrismFiles,
     cell_name,
-    read_prism,
+    read_runs,
 )
 from prismcap.evaluate.report.read import Record, ReportError
 
@@ -37,8 +37,7 @@ def draw_prism(run_dirs: Sequence[Path], out: Path) -> Path:
     """
     if not run_dirs:
         raise ReportError("no run folder was given. Name one that `prismcap prism run CONFIG` wrote.")
-    runs = [read_prism(folder, label) for folder, label in zip(run_dirs, labels_of(run_dirs), strict=True)]
-    return write_page(out, render_prism(runs, out))
+    return write_page(out, render_prism(read_runs(run_dirs, labels_of(run_dirs)), out))
 
 
 def render_prism(runs: Sequence[PrismFiles], out: Path) -> str:
@@ -106,6 +105,7 @@ def _part(run: PrismFiles, place: int, benchmark: str, number: int) -> dict[str,
     tables = prism_rows.ability_tables(cells)
     for i, table in enumerate(tables):
         table["svg"] = markup(prism_plots.abilities_plot(cells, table["column"], f"prism-by-{at}-{i}"))
+    heat = prism_plots.heat_plot(cells, f"prism-heat-{at}")
     causes = prism_rows.attribution_rows(run, benchmark)
     return {
         "label": run.label,
@@ -116,7 +116,8 @@ def _part(run: PrismFiles, place: int, benchmark: str, number: int) -> dict[str,
         "few": any(_few(cell) for cell in cells),
         "macros": unique(column for cell in cells for column in cell.get("macro") or {}),
         "circular": any(cell.get("circular") for cell in cells),
-        "heat": markup(prism_plots.heat_plot(cells, f"prism-heat-{at}")),
+        "heat": markup(heat[0]) if heat else None,
+        "heat_px": heat[1] if heat else 0,
         "abilities": tables,
         "lengths": markup(prism_plots.length_plot(_curve(run, benchmark), f"prism-length-{at}")),
         "length_rows": _curve(run, benchmark),

@@ -8,7 +8,7 @@ from typing import Any
 from prismcap.configs.schema.prism import BLIND, END_TO_END
 from prismcap.evaluate.report import plots
 from prismcap.evaluate.report.gallery import unique
-from prismcap.evaluate.report.prism_read import CAUSES, PrismFiles, cell_name, perceiver_name
+from prismcap.evaluate.report.prism_read import CAUSES, PrismFiles, cell_name
 from prismcap.evaluate.report.read import Record
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
@@ -26,6 +26,7 @@ CAUSE_COLOURS = {
 }
 WHITE_TEXT = ("right", "perception_lost", "refused", "cut_off", "failed")
 WIDE_IN = 2 * plots.PANEL_WIDTH_IN
+PX_PER_IN = 95
 MOST_LABEL = 34  # characters beside an axis
 LEAST_SHARE_WRITTEN = 0.035  # a narrower segment has no room for its count
 
@@ -38,7 +39,7 @@ def label(text: str) -> str:
 
 def styles(cells: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Colour and marker of each perceiver, by its place: equal in all plots of a benchmark."""
-    names = [name for name in unique(perceiver_name(cell) for cell in cells) if name != BLIND]
+    names = [name for name in unique(cell["who"] for cell in cells) if name != BLIND]
     found: dict[str, dict[str, Any]] = {
         name: {"color": plots.COLOURS[i % len(plots.COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
         for i, name in enumerate(names)
@@ -60,18 +61,18 @@ def abilities_plot(cells: Sequence[Record], column: str, name: str) -> str | Non
         return None
     reasoners = unique(cell["reasoner"] for cell in cells)
     look = styles(cells)
-    series = unique(perceiver_name(cell) for cell in cells)
+    series = unique(cell["who"] for cell in cells)
     pitch = 0.13 * len(series) + 0.16  # inches of one ability
     width = WIDE_IN if len(reasoners) == 1 else plots.PANEL_WIDTH_IN
     figure, axes = plots.panels(len(reasoners), width, 0.75 + pitch * len(values))
     drawn: dict[str, Any] = {}
     for axis, reasoner in zip(axes, reasoners, strict=True):
-        plots.dress(axis, label(reasoner.replace("_", " ")), xlabel="share right, with its 95% interval")
+        plots.dress(axis, label(reasoner), xlabel="share right, with its 95% interval")
         axis.grid(axis="y", visible=False)
         for edge in range(1, len(values)):
             axis.axhline(edge - 0.5, color=plots.PALE, linewidth=0.8)
         for cell in (cell for cell in cells if cell["reasoner"] == reasoner):
-            who = perceiver_name(cell)
+            who = cell["who"]
             lift = (series.index(who) + 0.5) / len(series) * 0.8 - 0.4
             points = [(i + lift, cell["by"][column].get(value)) for i, value in enumerate(values)]
             points = [(y, rate) for y, rate in points if rate is not None]
@@ -92,18 +93,21 @@ def abilities_plot(cells: Sequence[Record], column: str, name: str) -> str | Non
     return plots.svg(figure, name)
 
 
-def heat_plot(cells: Sequence[Record], name: str) -> str | None:
-    """Perceivers down, reasoners across, darker is better; each cell says its rate, interval and n."""
+def heat_plot(cells: Sequence[Record], name: str) -> tuple[str, int] | None:
+    """Perceivers down, reasoners across, darker is better; each cell says its rate, interval and n.
+
+    Returns the plot and the width in px at which its text is read easily; None without any cell.
+    """
     cells = [cell for cell in cells if cell["micro"] is not None]
     if not cells:
         return None
-    rows = sorted(unique(perceiver_name(cell) for cell in cells), key=lambda row: row == BLIND)
+    rows = sorted(unique(cell["who"] for cell in cells), key=lambda row: row == BLIND)
     columns = sorted(unique(cell["reasoner"] for cell in cells), key=lambda column: column == END_TO_END)
     rates = [cell["micro"]["rate"] for cell in cells]
     low, high = min(rates), max(rates)
     if high - low < 0.3:  # a small difference must not look like a large one
         low, high = max(0.0, (low + high) / 2 - 0.15), min(1.0, (low + high) / 2 + 0.15)
-    width = min(WIDE_IN, 2.4 + 1.75 * len(columns))
+    width = max(6.4, 1.8 + 1.6 * len(columns))
     figure, (axis,) = plots.panels(1, width, 0.7 + 0.78 * len(rows))
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Rectangle
@@ -114,25 +118,25 @@ def heat_plot(cells: Sequence[Record], name: str) -> str | None:
             axis.add_patch(Rectangle((column, row), 1, 1, facecolor="#fafbfc", edgecolor="white"))
     for cell in cells:
         rate = cell["micro"]
-        x, y = columns.index(cell["reasoner"]), rows.index(perceiver_name(cell))
+        x, y = columns.index(cell["reasoner"]), rows.index(cell["who"])
         shade = (rate["rate"] - low) / (high - low)
         axis.add_patch(Rectangle((x, y), 1, 1, facecolor=scale(shade), edgecolor="white", linewidth=2))
         ink = "white" if shade > 0.62 else plots.INK
         share = f"{100 * rate['rate']:.1f} %"
         axis.text(x + 0.5, y + 0.36, share, ha="center", va="center", color=ink, fontsize=12, weight="bold")
         between = f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f}, n = {rate['n']:,}"
-        axis.text(x + 0.5, y + 0.72, between, ha="center", va="center", color=ink, fontsize=8)
+        axis.text(x + 0.5, y + 0.72, between, ha="center", va="center", color=ink, fontsize=9)
     plots.dress(axis, "", xlabel="")
     axis.grid(visible=False)
     axis.tick_params(length=0)
     axis.xaxis.tick_top()
-    axis.set_xticks([i + 0.5 for i in range(len(columns))], [label(c.replace("_", " ")) for c in columns])
+    axis.set_xticks([i + 0.5 for i in range(len(columns))], [label(c) for c in columns])
     axis.set_yticks([i + 0.5 for i in range(len(rows))], [label(row) for row in rows])
     axis.set_xlim(0, len(columns))
     axis.set_ylim(len(rows), 0)
     for spine in axis.spines.values():
         spine.set_visible(False)
-    return plots.svg(figure, name)
+    return plots.svg(figure, name), round(width * PX_PER_IN)
 
 
 def length_plot(curve: Sequence[Record], name: str) -> str | None:
@@ -146,9 +150,9 @@ def length_plot(curve: Sequence[Record], name: str) -> str | None:
     figure, axes = plots.panels(len(reasoners), width)
     drawn: dict[str, Any] = {}
     for axis, reasoner in zip(axes, reasoners, strict=True):
-        plots.dress(axis, label(reasoner.replace("_", " ")), xlabel="tokens of the description")
-        for who in unique(perceiver_name(row) for row in curve if row["reasoner"] == reasoner):
-            points = [row for row in curve if (perceiver_name(row), row["reasoner"]) == (who, reasoner)]
+        plots.dress(axis, label(reasoner), xlabel="tokens of the description")
+        for who in unique(row["who"] for row in curve if row["reasoner"] == reasoner):
+            points = [row for row in curve if (row["who"], row["reasoner"]) == (who, reasoner)]
             points.sort(key=lambda row: row["tokens"]["mean"])
             rates = [row["rate"] for row in points]
             drawn[who] = axis.errorbar(
@@ -191,10 +195,10 @@ def budget_plot(runs: Sequence[PrismFiles], benchmark: str, name: str) -> str | 
     figure, axes = plots.panels(len(reasoners), width)
     drawn: dict[str, Any] = {}
     for axis, reasoner in zip(axes, reasoners, strict=True):
-        plots.dress(axis, label(reasoner.replace("_", " ")), xlabel="tokens written per question")
+        plots.dress(axis, label(reasoner), xlabel="tokens written per question")
         here = [(tokens, cell) for tokens, cell in points if cell["reasoner"] == reasoner]
-        for who in unique(perceiver_name(cell) for _, cell in here):
-            line = sorted((tokens, i) for i, (tokens, cell) in enumerate(here) if perceiver_name(cell) == who)
+        for who in unique(cell["who"] for _, cell in here):
+            line = sorted((tokens, i) for i, (tokens, cell) in enumerate(here) if cell["who"] == who)
             rates = [here[i][1]["micro"] for _, i in line]
             drawn[who] = axis.errorbar(
                 [tokens for tokens, _ in line],
@@ -245,11 +249,11 @@ def attribution_plot(rows: Sequence[Record], name: str) -> str | None:
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlim(0, 1.09)
     axis.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20 %", "40 %", "60 %", "80 %", "100 %"])
-    _legend(figure, drawn, columns=5)
+    _legend(figure, drawn)
     return plots.svg(figure, name)
 
 
-def _legend(figure: Any, drawn: Mapping[str, Any], columns: int = 4) -> None:
+def _legend(figure: Any, drawn: Mapping[str, Any], columns: int = 5) -> None:
     figure.legend(
         list(drawn.values()),
         [label(name) for name in drawn],

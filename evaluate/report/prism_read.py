@@ -6,7 +6,7 @@ Only files are read: the page can be drawn on a machine that has the folder and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,15 @@ CELL = ("benchmark", "perceiver", "instruction", "reasoner")
 ITEM_KEYS = (*CELL, "id", "question", "options", "answer", "description", "reply", "how", "right", "refused")
 # in the order of the stacked bar; meanings as the page explains them
 CAUSES = {
-    "right": "right, and the reasoner needed the description",
+    "right": "right, and the reasoner is not known to be right blind",
     "guessed_blind": "right, but the reasoner is right without any description too",
-    "perception_lost": "wrong, and right with a better description: this one lacks what the question needs",
-    "reasoning_lost": "wrong although the description held what was needed",
+    "perception_lost": "wrong, and right from a reference, end to end or told otherwise: the description lacks it",
+    "reasoning_lost": "wrong even from a description that is known to be right",
     "refused": "the reasoner said that it cannot tell",
     "extraction_failed": "no answer could be read out of the reply",
-    "cut_off": "the reply ended at its token limit",
+    "cut_off": "wrong, and the reply ended at its token limit",
     "failed": "a request failed; nothing was answered",
-    "unexplained": "wrong, and the other cells of the run do not tell why",
+    "unexplained": "wrong, and the run's other cells do not tell why",
 }
 SCORE_AGAIN = "Run `prismcap prism run` on this run's config again: its stage score writes the file."
 CellKey = tuple[str, ...]
@@ -55,20 +55,31 @@ class PrismFiles:
     def cells_of(self, benchmark: str) -> list[Record]:
         return [cell for cell in self.cells if cell["benchmark"] == benchmark]
 
+    def naming_rows(self) -> list[Record]:
+        """Everything of results.json that names a cell."""
+        sides = [row[side] for row in self.comparisons for side in ("a", "b")]
+        return [*self.cells, *self.attribution, *self.length_curve, *sides]
+
 
 def cell_key(row: Mapping[str, Any]) -> CellKey:
     return tuple(str(row[name]) for name in CELL)
 
 
 def cell_name(row: Mapping[str, Any]) -> str:
-    """'captioner + llm', with the instruction where there is one."""
-    return f"{perceiver_name(row)} + {row['reasoner']}"
+    """'captioner + llm'."""
+    return f"{row['who']} + {row['reasoner']}"
 
 
-def perceiver_name(row: Mapping[str, Any]) -> str:
-    """'captioner (generic)': who describes, and what it was told where that is a choice."""
-    told = row["instruction"]
-    return str(row["perceiver"]) if told == NO_INSTRUCTION else f"{row['perceiver']} ({told})"
+def read_runs(folders: Sequence[Path], labels: Sequence[str]) -> list[PrismFiles]:
+    """Read run folders, and give every row that names a cell `who`: its perceiver, with the instruction
+    where the runs have several of them."""
+    runs = [read_prism(folder, label) for folder, label in zip(folders, labels, strict=True)]
+    rows = [row for run in runs for row in run.naming_rows()]
+    several = len({row["instruction"] for row in rows} - {NO_INSTRUCTION}) > 1
+    for row in rows:
+        told = f" ({row['instruction']})" if several and row["instruction"] != NO_INSTRUCTION else ""
+        row["who"] = f"{row['perceiver']}{told}"
+    return runs
 
 
 def read_prism(folder: Path, label: str) -> PrismFiles:

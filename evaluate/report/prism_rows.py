@@ -13,7 +13,7 @@ from prismcap.evaluate.report.read import Record
 
 ALPHA = 0.05  # the intervals are of 95%
 STAGES = ("instruct", "perceive", "reason")
-COST = ("requests", "tokens_in", "tokens_out", "latency_s", "retries", "dollars")
+COST = ("requests", "failed", "retries", "tokens_in", "tokens_out", "uncounted", "latency_s", "dollars")
 
 
 def summary_rows(run: PrismFiles, benchmark: str) -> list[dict[str, Any]]:

@@ -178,6 +178,7 @@ def _figures(rows: list[Row]) -> Row:
         macro[column] = Rate(mean, max(0, mean - 0.087), min(1, mean + 0.083), n).as_dict()
     lengths = sorted(len(row["description"].split()) for row in rows if row["description"])
     spent = {"requests": n, "tokens_in": 61 * n, "latency_s": 0.137 * n, "retries": 3}
+    spent |= {"failed": 2, "uncounted": 0}
     cost = {"reason": spent | {"tokens_out": 7 * n, "dollars": 0.0123}}
     if rows[0]["perceiver"] != "blind":
         cost["perceive"] = spent | {"tokens_out": 41 * n, "dollars": None}
