@@ -78,24 +78,24 @@ def _cards(folder: Path, records: Iterable[Record]) -> tuple[Card, ...]:
     )
 
 
-def picture_uri(folder: Path, name: Any) -> str | None:
-    """The picture as a data URI; None where the record names none.
+def picture_uri(folder: Path, name: Any, named_in: str = "captions.jsonl") -> str | None:
+    """The picture as a data URI; None where the record, a row of `named_in`, names none.
 
     Raises ReportError when the file is missing, of an unknown type, or outside the run folder:
-    a captions file from elsewhere must not pull other files into a page that is passed on.
+    a file of records from elsewhere must not pull other files into a page that is passed on.
     """
     if name is None:
         return None
     path = (folder / str(name)).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise ReportError(f"{folder / 'captions.jsonl'}: picture {name!r} lies outside the run folder")
+        raise ReportError(f"{folder / named_in}: picture {name!r} lies outside the run folder")
     if path.suffix.lower() not in MEDIA_TYPES:
         raise ReportError(f"{path}: a picture must be one of {', '.join(MEDIA_TYPES)}")
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise ReportError(
-            f"{path}: missing, though captions.jsonl names it. Run prismcap evaluate again."
+            f"{path}: missing, though {named_in} names it. Run prismcap evaluate again."
         ) from None
     return f"data:{MEDIA_TYPES[path.suffix.lower()]};base64,{base64.b64encode(content).decode()}"
 

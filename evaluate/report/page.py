@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -79,7 +80,13 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, duration=duration, count=lambda value: f"{value:,}")
+    environment.filters.update(
+        percent=percent,
+        bare=lambda value: percent(value).removesuffix(" %"),
+        duration=duration,
+        count=lambda value: f"{value:,}",
+        json_text=json.dumps,
+    )
     return environment.get_template(name)
 
 

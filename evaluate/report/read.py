@@ -13,10 +13,12 @@ from typing import Any
 
 import yaml
 
+from prismcap.configs.errors import DataError
+
 Record = dict[str, Any]
 
 
-class ReportError(ValueError):
+class ReportError(DataError):
     """A run folder that cannot be drawn; names the file, the line and what would be right."""
 
 
@@ -46,7 +48,7 @@ def read_run(folder: Path) -> RunFiles:
         raise ReportError(
             f"{folder}: no such run folder. Expected checkpoints/<name> as written by prismcap train."
         )
-    config_text = _text(folder / "config.yaml", "the resolved config that prismcap train writes first")
+    config_text = text_of(folder / "config.yaml", "the resolved config that prismcap train writes first")
     try:
         config = yaml.safe_load(config_text)
     except yaml.YAMLError as error:
@@ -63,7 +65,7 @@ def read_run(folder: Path) -> RunFiles:
     )
 
 
-def _text(path: Path, what: str) -> str:
+def text_of(path: Path, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -72,9 +74,9 @@ def _text(path: Path, what: str) -> str:
         raise ReportError(f"{path}: not UTF-8 text: {error}") from error
 
 
-def _read_lines(path: Path, what: str) -> list[Record]:
+def read_lines(path: Path, what: str) -> list[Record]:
     """The JSON objects of a file, one per line. A last line cut off by a kill is left out."""
-    lines = _text(path, what).split("\n")
+    lines = text_of(path, what).split("\n")
     records = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -94,7 +96,7 @@ def _read_lines(path: Path, what: str) -> list[Record]:
 def _read_log(path: Path) -> tuple[Record, ...]:
     """Step records; where a resumed run wrote a step again, the later record stands."""
     by_step: dict[tuple[str, int], Record] = {}
-    for record in _read_lines(path, "one record per training step; has training begun?"):
+    for record in read_lines(path, "one record per training step; has training begun?"):
         if "step" not in record or "loss" not in record:
             continue  # an event such as the start of a stage, not a step
         if not isinstance(record.get("stage"), str) or not isinstance(record["step"], int):
@@ -109,13 +111,18 @@ def _read_log(path: Path) -> tuple[Record, ...]:
 def _read_metrics(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
+    return read_object(path, "written by prismcap evaluate", "Run prismcap evaluate again.")
+
+
+def read_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """The JSON object that a file holds. Raises ReportError saying `what` is missing or how to mend it."""
     try:
-        metrics = json.loads(_text(path, "written by prismcap evaluate"))
+        value = json.loads(text_of(path, what))
     except json.JSONDecodeError as error:
-        raise ReportError(f"{path}: not valid JSON: {error}. Run prismcap evaluate again.") from error
-    if not isinstance(metrics, dict):
-        raise ReportError(f"{path}: expected an object, found {type(metrics).__name__}")
-    return metrics
+        raise ReportError(f"{path}: not valid JSON: {error}. {remedy}") from error
+    if not isinstance(value, dict):
+        raise ReportError(f"{path}: expected an object, found {type(value).__name__}")
+    return value
 
 
 CAPTION_KEYS = ("split", "control", "kind", "id", "truth", "generated", "right")
@@ -124,7 +131,7 @@ CAPTION_KEYS = ("split", "control", "kind", "id", "truth", "generated", "right")
 def _read_captions(path: Path) -> tuple[Record, ...] | None:
     if not path.exists():
         return None
-    records = _read_lines(path, "written by prismcap evaluate")
+    records = read_lines(path, "written by prismcap evaluate")
     for number, record in enumerate(records, start=1):
         absent = [key for key in CAPTION_KEYS if key not in record]
         if absent:
