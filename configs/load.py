@@ -179,7 +179,7 @@ def load_any(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig | Pri
 
 def is_prism(values: Mapping[str, Any]) -> bool:
     """Whether a YAML file's keys are those of a Prism run, not of training."""
-    return "perceivers" in values
+    return "perceivers" in values and "stages" not in values
 
 
 def _read(name: str | Path, overrides: Sequence[str]) -> tuple[Path, dict[str, Any]]:
@@ -192,21 +192,25 @@ def _read(name: str | Path, overrides: Sequence[str]) -> tuple[Path, dict[str, A
 
 
 def _checked_run(path: Path, values: dict[str, Any]) -> RunConfig:
+    if is_prism(values):
+        raise ConfigError(
+            f"{path}: a Prism run (it has `perceivers`), not one of training: prismcap prism run"
+        )
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        hint = f"{path} is a Prism run: prismcap prism run\n" if is_prism(values) else ""
-        raise ConfigError(hint + describe(error, f"{path}: ", RunConfig)) from error
+        raise ConfigError(describe(error, f"{path}: ", RunConfig)) from error
     check_components(config, str(path))
     return config
 
 
 def _checked_prism(path: Path, values: dict[str, Any]) -> PrismConfig:
+    if "stages" in values:
+        raise ConfigError(f"{path}: a run of training (it has `stages`), not of Prism: prismcap train")
     try:
         config = PrismConfig.model_validate(values)
     except ValidationError as error:
-        hint = f"{path} is a run of training, not of Prism: it has `stages`\n" if "stages" in values else ""
-        raise ConfigError(hint + describe(error, f"{path}: ", PrismConfig)) from error
+        raise ConfigError(describe(error, f"{path}: ", PrismConfig)) from error
     kinds = {"benchmark": config.benchmarks, "perceiver": config.perceivers, "reasoner": config.reasoners}
     for kind, components in kinds.items():
         for key, component in components.items():

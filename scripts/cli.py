@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from prismcap.configs.errors import ConfigError, DataError, MissingExtraError, nearest
+from prismcap.configs.errors import ConfigError, DataError, MissingExtraError
+from prismcap.scripts.groups import NamingGroup
 
 # name -> (module:attribute, one line for --help); the modules are not imported for --help
 COMMANDS = {
@@ -21,6 +22,7 @@ COMMANDS = {
     "caption": ("caption:caption", "Caption pictures with an exported model."),
     "serve": ("serve:serve", "Serve an exported model: OpenAI-compatible, and a page for a browser."),
     "evaluate": ("evaluate:evaluate", "Measure a run on its held-out splits, with controls."),
+    "prism": ("prism:prism", "Perceive, then reason: measure the two apart on any benchmark."),
     "report": ("report:report", "Draw a run, or several side by side, as one HTML page."),
     "convert": ("convert:convert", "Rewrite InternLM2 as a LLaMA, which needs no code of its own."),
     "import": ("import_:import_", "Bring released weights of LLaVA, MiniGPT-4, … into a run's folder."),
@@ -31,7 +33,7 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(NamingGroup):
     """Knows its commands by name and imports one only to run it, so that --help is instant."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
@@ -44,13 +46,6 @@ class LazyGroup(click.Group):
         loaded: Any = importlib.import_module(f"prismcap.scripts.commands.{module}")
         command: click.Command = getattr(loaded, attribute)
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise click.UsageError(f"no command {args[0]!r}.{nearest(args[0], COMMANDS)}", ctx)
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):

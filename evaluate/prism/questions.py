@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from prismcap.configs.errors import DataError
+from prismcap.configs.errors import ConfigError, DataError, nearest
 from prismcap.configs.registry import component_options
 from prismcap.configs.schema.prism import PrismConfig
 from prismcap.data.schema import ImageRef
@@ -53,9 +53,17 @@ class Questions:
         return found
 
 
+def build_benchmark(config: PrismConfig, name: str) -> Benchmark:
+    """A benchmark of the config. Raises ConfigError for another name, and what its module raises."""
+    if name not in config.benchmarks:
+        raise ConfigError(f"benchmarks: no {name!r} in this config.{nearest(name, config.benchmarks)}")
+    module, options = component_options("benchmark", config.benchmarks[name], f"benchmarks.{name}")
+    built: Benchmark = module.build(
+        options, BenchmarkContext(name, config.seed, config.local.max_image_pixels)
+    )
+    return built
+
+
 def load_questions(config: PrismConfig, name: str, limit: int | None) -> Questions:
-    """A benchmark of the config with its first questions. Raises ConfigError or DataError."""
-    where = f"benchmarks.{name}"
-    module, options = component_options("benchmark", config.benchmarks[name], where)
-    context = BenchmarkContext(name, config.seed, config.local.max_image_pixels)
-    return Questions(name, module.build(options, context), limit)
+    """The first questions of a benchmark of the config. Raises ConfigError or DataError."""
+    return Questions(name, build_benchmark(config, name), limit)

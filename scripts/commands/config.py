@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prismcap.configs.errors import ConfigError
+from prismcap.scripts.groups import NamingGroup
 
 if TYPE_CHECKING:
     from prismcap.configs.schema.run import RunConfig
 
 
-@click.group()
+@click.group(cls=NamingGroup)
 def config() -> None:
     """Show or validate a config."""
 
