@@ -193,9 +193,7 @@ def _read(name: str | Path, overrides: Sequence[str]) -> tuple[Path, dict[str, A
 
 def _checked_run(path: Path, values: dict[str, Any]) -> RunConfig:
     if is_prism(values):
-        raise ConfigError(
-            f"{path}: a Prism run (it has `perceivers`), not one of training: prismcap prism run"
-        )
+        raise ConfigError(f"{path}: a Prism run (it has `perceivers`), not of training: prismcap prism run")
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:

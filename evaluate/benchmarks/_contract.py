@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from prismcap.data.schema import ImageRef
+if TYPE_CHECKING:
+    from prismcap.data.schema import ImageRef  # with torch, which a run whose answers are known does not need
+
 
 QuestionKind = Literal["choice", "yes_no", "number", "text"]
 

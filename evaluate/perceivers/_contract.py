@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from prismcap.configs.schema.prism import Decoding
-from prismcap.data.schema import ImageRef
 from prismcap.evaluate.clients.answer import Answer
+
+if TYPE_CHECKING:
+    from prismcap.data.schema import ImageRef  # with torch, which a run whose answers are known does not need
 
 
 @dataclass(frozen=True)

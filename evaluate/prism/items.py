@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from prismcap.configs.errors import DataError
-from prismcap.data.schema import ImageRef
 from prismcap.evaluate.benchmarks._contract import Question
 from prismcap.evaluate.prism.cells import Cell
 from prismcap.evaluate.prism.pipeline import Pipeline
@@ -82,7 +81,7 @@ def _thumbnail(run_dir: Path, questions: Questions, question: Question) -> str |
     None where there is no picture that can be read."""
     if not question.images:
         return None
-    image: ImageRef = question.images[0]
+    image = question.images[0]
     fingerprint = questions.fingerprint(image)
     name = f"{PICTURES}/{fingerprint}.jpg"
     if (run_dir / name).exists():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from prismcap.configs.errors import ConfigError, DataError, nearest
 from prismcap.configs.registry import component_options
 from prismcap.configs.schema.prism import PrismConfig
-from prismcap.data.schema import ImageRef
 from prismcap.evaluate.benchmarks._contract import Benchmark, BenchmarkContext, Question
+
+if TYPE_CHECKING:
+    from prismcap.data.schema import ImageRef
 
 
 class Questions:

@@ -18,13 +18,8 @@ def results_table(results: Mapping[str, Any]) -> str:
     cells = results["cells"]
     shares = [name for name in _SHARES if any(cell[name] for cell in cells)]
     macros = list(dict.fromkeys(column for cell in cells for column in cell["macro"]))
-    head = (
-        *_HEAD,
-        *(f"{name.replace('_', ' ')} %" for name in shares),
-        *(f"macro {m} %" for m in macros),
-        "",
-    )
-    text = align([head, *(_row(cell, shares, macros) for cell in cells)], _NUM_NAMES)
+    extra = [*(f"{name.replace('_', ' ')} %" for name in shares), *(f"macro {name} %" for name in macros)]
+    text = align([(*_HEAD, *extra, ""), *(_row(cell, shares, macros) for cell in cells)], _NUM_NAMES)
     if results["about"]["complete"]:
         return text
     return f"{text}\nSome requests failed and count as wrong: --retry-failed asks for them again."

@@ -101,7 +101,7 @@ def tsv(config: str, benchmark: str, out: Path, overrides: tuple[str, ...]) -> N
     help="Keep questions that fewer than so many blind reasoners answer.",
 )
 def subset(run: Path, benchmark: str, out: Path, reasoners: tuple[str, ...], fewer_than: int) -> None:
-    """Write the ids of RUN's questions that its reasoners do not answer blind: the paper's filtered subset."""
+    """Write ids of RUN's questions that its reasoners do not answer blind: the paper's filtered subset."""
     from prismcap.evaluate.benchmarks._subset import filtered_subset, write_ids
     from prismcap.evaluate.prism.results import benchmark_of, read_items
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from prismcap.configs.errors import DataError
 from prismcap.configs.schema.base import Section
-from prismcap.data.schema import SampleRejected
 from prismcap.evaluate.benchmarks._contract import BenchmarkContext, Question
 
 COLOURS = ("red", "green", "blue", "black")
@@ -30,12 +30,12 @@ class Plain:
 
     def load(self) -> Image.Image:
         if not self.readable:
-            raise SampleRejected("image_unreadable", f"picture {self.number}: cannot be decoded")
+            raise DataError(f"picture {self.number}: cannot be decoded")
         return Image.new("RGB", (8, 8), COLOURS[self.number % 4])
 
     def fingerprint(self) -> str:
         if not self.readable:
-            raise SampleRejected("image_unreadable", f"picture {self.number}: cannot be decoded")
+            raise DataError(f"picture {self.number}: cannot be decoded")
         return hashlib.blake2b(f"{self.number} {self.version}".encode(), digest_size=16).hexdigest()
 
 

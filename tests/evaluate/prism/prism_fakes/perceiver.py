@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import prism_fakes
 from prism_fakes.behaviour import Behaviour
-from prismcap.data.schema import SampleRejected
+from prismcap.configs.errors import DataError
 from prismcap.evaluate.clients.answer import Answer, failed
 from prismcap.evaluate.perceivers._contract import PerceiverContext, PerceiveRequest
 
@@ -38,7 +38,7 @@ class Seeing:
         for position, request in enumerate(requests):
             try:
                 pixel = request.images[0].load().getpixel((0, 0))
-            except SampleRejected as error:
+            except DataError as error:
                 unreadable[position] = failed(str(error))
                 pixel = (0, 0, 0)
             text = "Nothing can be seen." if self.options.blank else f"It is all {NAMES[pixel]}."  # type: ignore[index]
