@@ -81,8 +81,8 @@ def _read_ids(path: Path, known: set[str], checksum: str) -> set[str]:
     made_for = found.get("checksum")
     if made_for not in (None, checksum):
         raise DataError(
-            f"{path}, key 'checksum': {made_for!r}, but the questions are {checksum!r}: the ids were "
-            "chosen among others. Use the same file, split and circular as then, without a limit; or make the ids anew"
+            f"{path}, key 'checksum': {made_for!r}, but the questions are {checksum!r}: the ids were chosen "
+            "among others. Use the same file, split and circular as then, without a limit; or make new ids"
         )
     missing = [item for item in ids if item not in known]
     if missing:

@@ -15,7 +15,7 @@ from prismcap.data.schema import DataError
 
 @dataclass(frozen=True)
 class Subset:
-    """What an ids file says (see SelectedOptions.ids_file). checksum: of the benchmark that was asked blind."""
+    """What an ids file says (see SelectedOptions.ids_file). checksum: of the benchmark that was asked."""
 
     benchmark: str
     checksum: str
@@ -47,8 +47,8 @@ def filtered_subset(
             continue
         if row.get("status", "ok") != "ok":
             raise DataError(
-                f"question {row['id']!r} of {benchmark!r}: the request to {row['reasoner']!r} failed, so it is "
-                "not known whether it answers blind: run the failed requests again"
+                f"question {row['id']!r} of {benchmark!r}: the request to {row['reasoner']!r} failed, so "
+                "whether it answers blind is not known: run the failed requests again"
             )
         units.setdefault(row.get("circle") or row["id"], {})[row["id"]] = None
         flags = right.setdefault(row["reasoner"], {})

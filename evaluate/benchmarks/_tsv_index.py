@@ -93,8 +93,8 @@ def _columns(path: Path, header: Row) -> tuple[str, ...]:
         missing.append("image (or image_path)")
     if missing:
         raise DataError(
-            f"{path}: no column {', '.join(missing)}; there are {short(', '.join(columns))}. A VLMEvalKit TSV "
-            "has index, question, answer, and image or image_path, in tab-separated columns"
+            f"{path}: no column {', '.join(missing)}; there are {short(', '.join(columns))}. A VLMEvalKit "
+            "TSV has index, question, answer, and image or image_path, in tab-separated columns"
         )
     twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice:

@@ -2,7 +2,7 @@
 
 Quoting is that of Python's csv module (and of pandas, which writes VLMEvalKit's files): a field that opens
 with `"` ends at the next lone `"`, and may hold tabs and line breaks. The csv module itself is not used: it
-tells no offsets, and its bound for a field's length, which pictures exceed, is one setting of the whole process.
+tells no offsets, and its bound for a field's length, which pictures exceed, is one for the process.
 """
 
 from __future__ import annotations

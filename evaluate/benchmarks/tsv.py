@@ -2,9 +2,9 @@
 
 Columns: `index`, `question`, `answer`, and `image` (a picture file in base64, a list of such, or another
 row's index) or `image_path` (below image_root, or a list); options `A` … `Z`; `hint`; columns that group
-questions; MathVista's `question_type`, `answer_type`, `choices`, `answer_option`, `precision`, `unit`; and, of
-our own, `reference`, a description that is known to be right. The file is read once for where its rows lie; a
-question's row is read when it is asked for, and a picture when it is loaded.
+questions; MathVista's `question_type`, `answer_type`, `choices`, `answer_option`, `precision`, `unit`; and,
+of our own, `reference`, a description that is known to be right. The file is read once for where its rows
+lie; a question's row is read when it is asked for, and a picture when it is loaded.
 """
 
 from __future__ import annotations
