@@ -15,9 +15,9 @@ from prismcap.evaluate.intervals import Mean, Rate, wilson
 from prismcap.evaluate.statistics.resample import (
     NUM_RESAMPLES,
     Floats,
+    Resamples,
     cluster_index,
     percentile_interval,
-    resampled_ratios,
     sums_by_cluster,
 )
 
@@ -70,7 +70,7 @@ def clustered_mean(
     column = _column(values, clusters, bounded=False)
     index, num_clusters = cluster_index(clusters)
     sums = sums_by_cluster(np.column_stack([column, np.ones(len(column))]), index, num_clusters)
-    resampled = resampled_ratios(sums[:, :1], sums[:, 1:], seed, num_resamples)
+    resampled = Resamples(num_clusters, seed, num_resamples).ratios(sums[:, :1], sums[:, 1:])
     low, high = percentile_interval(resampled)
     return Mean(float(column.mean()), float(low[0]), float(high[0]), len(column))
 
@@ -96,8 +96,7 @@ class ClusteredItems:
 
     def __init__(self, clusters: Sequence[str], seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> None:
         self._index, self.num_clusters = cluster_index(clusters)
-        self._seed = seed
-        self._num_resamples = num_resamples
+        self._resamples = Resamples(self.num_clusters, seed, num_resamples)
 
     def rates(
         self,
@@ -119,11 +118,9 @@ class ClusteredItems:
         score = flags & (denominators.max(axis=0) <= 1)
         drawn = sorted({*np.flatnonzero(~score), *(at for columns in macros.values() for at in columns)})
         place = {column: position for position, column in enumerate(drawn)}
-        resampled = np.empty((self._num_resamples, 0))
+        resampled = np.empty((0, 0))
         if drawn:
-            resampled = resampled_ratios(
-                numerators[:, drawn], denominators[:, drawn], self._seed, self._num_resamples
-            )
+            resampled = self._resamples.ratios(numerators[:, drawn], denominators[:, drawn])
         rates = []
         for column, mean in enumerate(means):
             n = int(weights[:, column].sum())

@@ -12,9 +12,9 @@ from prismcap.evaluate.intervals import MeanDifference, wilson
 from prismcap.evaluate.statistics.resample import (
     NUM_RESAMPLES,
     Floats,
+    Resamples,
     cluster_index,
     percentile_interval,
-    resampled_ratios,
     sums_by_cluster,
 )
 
@@ -55,7 +55,7 @@ def paired_differences(
     sums = sums_by_cluster(differences, index, num_clusters)
     sizes = sums_by_cluster(present.astype(np.float64), index, num_clusters)
     means = sums.sum(axis=0) / sizes.sum(axis=0)
-    lows, highs = percentile_interval(resampled_ratios(sums, sizes, seed, num_resamples))
+    lows, highs = percentile_interval(Resamples(num_clusters, seed, num_resamples).ratios(sums, sizes))
     flags = np.asarray((~present | (np.isin(a, (0, 1)) & np.isin(b, (0, 1)))).all(axis=0))
     found = []
     for column, mean in enumerate(means.tolist()):
