@@ -166,18 +166,16 @@ class _Run:
             raise errors.exceptions[0] from None
 
     def _endpoint(self) -> AsyncOpenAI:
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Omit, Timeout
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 
         # a proxy of the environment knows nothing of this machine's own ports
         loopback = urlsplit(self.options.url).hostname in LOOPBACK
-        without_key: Any = {} if self.key else {"Authorization": Omit()}
         return AsyncOpenAI(
             base_url=self.options.url,
             api_key=self.key or "none",
             # connecting ends before the attempt's own limit, so that the two are told apart
             timeout=Timeout(self.options.timeout_s, connect=min(CONNECT_S, self.options.timeout_s / 2)),
             max_retries=0,  # counted and paced here
-            default_headers=without_key,
             http_client=DefaultAsyncHttpxClient(trust_env=not loopback),
         )
 
@@ -212,7 +210,8 @@ class _Run:
             # the client's own limit is one between two pieces of the reply
             async with asyncio.timeout(self.options.timeout_s):
                 reply = await endpoint.chat.completions.with_raw_response.create(
-                    messages=[*messages],  # type: ignore[typeddict-item]
+                    messages=[*messages],
+                    extra_headers=None if self.key else {"Authorization": openai.Omit()},
                     **self.parameters,
                 )
             self.reached = True

@@ -85,7 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
         prompt = body["messages"][-1]["content"]
         with self.server.lock:
             before = sum(asked.prompt == prompt for asked in self.server.asked)
-            asked = Asked(prompt, before, body, dict(self.headers), time.monotonic())
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            asked = Asked(prompt, before, body, headers, time.monotonic())
             self.server.asked.append(asked)
             self.server.under_way += 1
             self.server.busiest = max(self.server.busiest, self.server.under_way)
