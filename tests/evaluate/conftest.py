@@ -91,11 +91,16 @@ def run_values(source: str, **evaluation: Any) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def make_run(drawn_scenes: str) -> Callable[..., Path]:
     """Writes a finished run into a folder; keyword arguments replace keys of `evaluation`."""
-    if not (cache_dir() / "models/smollm2-135m-instruct/tokenizer.json").is_file():
-        pytest.skip("the SmolLM2 tokenizer is not fetched: prismcap fetch")
 
-    def make(folder: Path, **evaluation: Any) -> Path:
-        config = RunConfig.model_validate(run_values(drawn_scenes, **evaluation))
+    def make(folder: Path, tokenizer: str = TOKENIZER, **evaluation: Any) -> Path:
+        if (
+            tokenizer == TOKENIZER
+            and not (cache_dir() / "models/smollm2-135m-instruct/tokenizer.json").is_file()
+        ):
+            pytest.skip("the SmolLM2 tokenizer is not fetched: prismcap fetch")
+        values = run_values(drawn_scenes, **evaluation)
+        values["model"]["llm"]["tokenizer"] = tokenizer
+        config = RunConfig.model_validate(values)
         folder.mkdir()
         (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         captioner = build_captioner(config.model, seed=config.seed)

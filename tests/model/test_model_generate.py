@@ -179,3 +179,44 @@ def test_smollm2_batched_equals_single_and_stops(model_config: MakeConfig) -> No
     single = [generate(captioner, [prompt], max_new_tokens=24, stop=["<|im_end|>"])[0] for prompt in prompts]
     assert batched == single
     assert "Paris" in batched[0].text and batched[0].finish_reason == "stop"
+
+
+def test_beams_find_the_most_likely_of_all_texts(captioner: Captioner, prompts: list[Encoded]) -> None:
+    """With as many beams as words, two tokens are searched exhaustively: compared with all pairs."""
+    tiles = torch.randn(4, 3, 16, 16)
+    words = captioner.llm.config.vocab_size
+    options: dict[str, Any] = {"max_new_tokens": 2, "num_beams": words}
+    found = generate(captioner, prompts, tiles_P3SS=tiles, **options)
+    assert found == one_by_one(captioner, prompts, tiles, **options)
+    assert found != generate(captioner, prompts, tiles_P3SS=tiles, max_new_tokens=2), "greedy misses one"
+    prompt = prompts[1]  # without pictures: all its continuations in one batch
+    assert not prompt.images
+    rows = torch.cat([prompt.input_ids.expand(words, -1), torch.arange(words)[:, None]], dim=1)
+    with torch.no_grad():
+        logits = captioner.llm(input_ids=rows).logits.double().log_softmax(-1)
+    pairs = logits[0, -2][:, None] + logits[:, -1]
+    assert found[1].token_ids == tuple(divmod(int(pairs.argmax()), words))
+
+
+def test_beams_end_where_greedy_ends(captioner: Captioner, prompts: list[Encoded]) -> None:
+    """Sequences that have ended are kept beside those that run on, and nothing follows their end."""
+
+    class Tokenizer:
+        eos_token_id, pad_token_id = 5, 5
+        all_special_tokens = ()
+
+        def __init__(self) -> None:
+            self.added_tokens_decoder: dict[int, Any] = {}
+
+        def decode(self, ids: list[int], **_: Any) -> str:
+            return " ".join(map(str, ids))
+
+    captioner.tokenizer = Tokenizer()
+    with torch.no_grad():
+        captioner.llm.get_output_embeddings().weight[5] *= 3  # an end that comes often
+    tiles = torch.randn(4, 3, 16, 16)
+    options: dict[str, Any] = {"max_new_tokens": NEW, "num_beams": 4}
+    found = generate(captioner, prompts, tiles_P3SS=tiles, **options)
+    assert found == one_by_one(captioner, prompts, tiles, **options)
+    assert {result.finish_reason for result in found} & {"stop"}
+    assert all(5 not in result.token_ids for result in found)

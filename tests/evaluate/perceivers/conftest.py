@@ -15,8 +15,15 @@ from prismcap.scripts.exporting import export_inputs
 
 
 @pytest.fixture(scope="session")
-def run_dir(make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("perceiving") / "tiny")
+def byte_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("cache"), lambda _: None) / "tokenizer"
+
+
+@pytest.fixture(scope="session")
+def run_dir(
+    make_run: Callable[..., Path], byte_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return make_run(tmp_path_factory.mktemp("perceiving") / "tiny", tokenizer=str(byte_tokenizer))
 
 
 @pytest.fixture(scope="session")
@@ -26,11 +33,6 @@ def export_dir(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_captioner(
         captioner, tmp_path_factory.mktemp("exported") / "model", image_spec=image_spec, info=info
     )
-
-
-@pytest.fixture(scope="session")
-def byte_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp("cache"), lambda _: None) / "tokenizer"
 
 
 @pytest.fixture(scope="session")

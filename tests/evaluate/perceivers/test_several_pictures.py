@@ -37,7 +37,10 @@ class Describer:
                 continue
             name = "blank" if view.image == BLANK else view.image.fingerprint()
             text = f"{name}, {view.instruction}"
-            yield position, Answer(text, finish_reason="stop", tokens_in=10, tokens_out=3, latency_s=2, retries=1)
+            yield (
+                position,
+                Answer(text, finish_reason="stop", tokens_in=10, tokens_out=3, latency_s=2, retries=1),
+            )
 
 
 def texts(answers: Iterator[tuple[int, Answer]]) -> dict[int, str | None]:
