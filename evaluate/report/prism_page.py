@@ -125,6 +125,7 @@ def _part(run: PrismFiles, place: int, benchmark: str, number: int) -> dict[str,
         "attribution_rows": causes,
         "causes_found": prism_rows.causes_found(causes),
         "comparisons": prism_rows.comparison_rows(run, benchmark),
+        "left_out": run.left_out.get(benchmark, 0),
         "costs": prism_rows.cost_rows(cells),
         "totals": prism_rows.cost_totals(cells),
     }

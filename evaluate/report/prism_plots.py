@@ -146,11 +146,12 @@ def length_plot(curve: Sequence[Record], name: str) -> str | None:
     if not reasoners:
         return None
     look = styles(curve)
+    units = " or ".join(unique(row.get("unit", "tokens") for row in curve))
     width = WIDE_IN if len(reasoners) == 1 else plots.PANEL_WIDTH_IN
     figure, axes = plots.panels(len(reasoners), width)
     drawn: dict[str, Any] = {}
     for axis, reasoner in zip(axes, reasoners, strict=True):
-        plots.dress(axis, label(reasoner), xlabel="tokens of the description")
+        plots.dress(axis, label(reasoner), xlabel=f"{units} of the description")
         for who in unique(row["who"] for row in curve if row["reasoner"] == reasoner):
             points = [row for row in curve if (row["who"], row["reasoner"]) == (who, reasoner)]
             points.sort(key=lambda row: row["tokens"]["mean"])

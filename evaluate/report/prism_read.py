@@ -21,7 +21,7 @@ ITEM_KEYS = (*CELL, "id", "question", "options", "answer", "description", "reply
 CAUSES = {
     "right": "right, and the reasoner is not known to be right blind",
     "guessed_blind": "right, but the reasoner is right without any description too",
-    "perception_lost": "wrong, and right from a reference, end to end or told otherwise: the description lacks it",
+    "perception_lost": "wrong; right from a reference, end to end or told otherwise: not put into words",
     "reasoning_lost": "wrong even from a description that is known to be right",
     "refused": "the reasoner said that it cannot tell",
     "extraction_failed": "no answer could be read out of the reply",
@@ -35,7 +35,10 @@ CellKey = tuple[str, ...]
 
 @dataclass(frozen=True)
 class PrismFiles:
-    """What a Prism run folder holds. `causes`: (cell, id) -> cause; `label`: how the page names the run."""
+    """What a Prism run folder holds. `label`: how the page names the run.
+
+    left_out: benchmark -> pairs of cells that were not compared. causes: (cell, id) -> cause.
+    """
 
     folder: Path
     label: str
@@ -45,6 +48,7 @@ class PrismFiles:
     comparisons: tuple[Record, ...]
     attribution: tuple[Record, ...]
     length_curve: tuple[Record, ...]
+    left_out: dict[str, int]
     items: tuple[Record, ...]
     causes: dict[tuple[CellKey, str], str]
 
@@ -98,6 +102,7 @@ def read_prism(folder: Path, label: str) -> PrismFiles:
         comparisons=tuple(results.get("comparisons") or ()),
         attribution=attribution,
         length_curve=tuple(results.get("length_curve") or ()),
+        left_out=results.get("comparisons_left_out") or {},
         items=items,
         causes=causes,
     )

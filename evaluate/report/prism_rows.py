@@ -73,30 +73,44 @@ def comparison_rows(run: PrismFiles, benchmark: str) -> list[dict[str, Any]]:
     """The comparisons of a benchmark with names and what may be said of each."""
     rows = [row for row in run.comparisons if row["benchmark"] == benchmark]
     return [
-        {**row, "name_a": cell_name(row["a"]), "name_b": cell_name(row["b"]), "verdict": verdict(row)}
+        {
+            **row,
+            "name_a": cell_name(row["a"]),
+            "name_b": cell_name(row["b"]),
+            "shown": is_shown(row),
+            "verdict": verdict(row),
+        }
         for row in rows
     ]
 
 
-def verdict(row: Record) -> str:
-    """What a comparison shows. A difference counts with Holm's p below ALPHA and an interval without 0.
+def _leaves_out_zero(difference: Record) -> bool:
+    return bool(difference["low"] > 0 or difference["high"] < 0)
 
-    `difference` is b - a.
-    """
-    difference, p_holm = row["difference"], row["p_holm"]
-    outside = difference["low"] > 0 or difference["high"] < 0
-    corrected = p_holm is not None and p_holm < ALPHA
-    if outside and corrected:
+
+def _is_significant(row: Record) -> bool:
+    return row["p_holm"] is not None and bool(row["p_holm"] < ALPHA)
+
+
+def is_shown(row: Record) -> bool:
+    """A difference counts as shown with Holm's p below ALPHA and an interval without 0."""
+    return _leaves_out_zero(row["difference"]) and _is_significant(row)
+
+
+def verdict(row: Record) -> str:
+    """What a comparison shows, in words. `difference` is b - a."""
+    difference = row["difference"]
+    if is_shown(row):
         better, worse = (row["b"], row["a"]) if difference["mean"] > 0 else (row["a"], row["b"])
         points = 100 * abs(difference["mean"])
         return f"{cell_name(better)} is better than {cell_name(worse)} by {points:.1f} points"
     text = "no difference could be shown"
     if row.get("minimum_detectable") is not None:
         text += f" (minimum detectable {100 * row['minimum_detectable']:.1f} points)"
-    if outside:
+    if _leaves_out_zero(difference):
         text += "; the interval leaves out 0, but not enough so for this number of comparisons"
-    elif corrected:
-        text += "; the test is positive, but the interval contains 0"
+    elif _is_significant(row):
+        text += "; McNemar's test finds one, but the interval contains 0"
     return text
 
 

@@ -55,7 +55,9 @@ class Browser:
             "binary": shutil.which("chromium"),
             "args": [*arguments, "--no-proxy-server", "--window-size=1200,900", f"--user-data-dir={profile}"],
         }
-        wanted = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}}
+        logs = {"browser": "ALL", "performance": "ALL"}
+        always = {"goog:chromeOptions": options, "goog:loggingPrefs": logs}
+        wanted = {"capabilities": {"alwaysMatch": always}}
         self.session = f"/session/{self.call('POST', '/session', wanted)['sessionId']}"
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
@@ -94,6 +96,10 @@ class Browser:
 
     def run(self, script: str) -> Any:
         return self.call("POST", "/execute/sync", {"script": script, "args": []})
+
+    def log(self, kind: str) -> list[dict[str, Any]]:
+        """What Chromium has noted since the last call: of kind `browser` (the console) or `performance`."""
+        return list(self.call("POST", "/se/log", {"type": kind}))
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("GET", "/screenshot")))

@@ -49,7 +49,7 @@ def prism_run(
     for perceiver, instruction, reasoner in names:
         cell = {"perceiver": perceiver, "instruction": instruction, "reasoner": reasoner}
         items += [question | cell | _reply(question, cell, rng) for question in questions]
-    causes = [_cause(item, rng) for item in items if item["perceiver"] != "blind"] if attributed else []
+    causes = [_cause(item, rng) for item in items if _is_described(item)] if attributed else []
     _write_lines(folder / "items.jsonl", items)
     if attributed:
         _write_lines(folder / "attribution.jsonl", causes)
@@ -57,6 +57,10 @@ def prism_run(
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     (folder / "results.csv").write_text("benchmark,perceiver\n", encoding="utf-8")
     return folder
+
+
+def _is_described(item: Row) -> bool:
+    return item["perceiver"] != "blind" and item["reasoner"] != "end_to_end"
 
 
 def _write_lines(path: Path, rows: Sequence[Row]) -> None:
@@ -156,6 +160,7 @@ def _results(name: str, benchmark: str, questions: list[Row], items: list[Row], 
         },
         "cells": cells,
         "comparisons": [_comparison(cells[0], cell, number) for number, cell in enumerate(cells[1:])],
+        "comparisons_left_out": {benchmark: 7},
         "attribution": [
             dict(zip(keys, cell, strict=True)) | {"causes": dict(found), "n": sum(found.values())}
             for cell, found in counts.items()
@@ -197,7 +202,11 @@ def _figures(rows: list[Row]) -> Row:
         "unmatched": round(sum(row["how"] == "none" for row in rows) / n, 6),
         "failed": round(sum(row["status"] == "failed" for row in rows) / n, 6),
         "cut_off": round(sum(row["cut_off"] for row in rows) / n, 6),
-        "description_tokens": {"mean": sum(lengths) / len(lengths), "median": lengths[len(lengths) // 2]}
+        "description_tokens": {
+            "mean": sum(lengths) / len(lengths),
+            "median": lengths[len(lengths) // 2],
+            "unit": "words",
+        }
         if lengths
         else None,
         "cost": cost,
@@ -212,6 +221,9 @@ def _comparison(first: Row, second: Row, number: int) -> Row:
         "a": {key: first[key] for key in keys},
         "b": {key: second[key] for key in keys},
         "difference": difference_of_rates(first["micro"], second["micro"]).as_dict(),
+        "family": first["benchmark"],
+        "only_a": 11,
+        "only_b": 17 + number,
         "mcnemar_p": p_value,
         "p_holm": min(1.0, 9 * p_value),
         "minimum_detectable": 0.128,
@@ -231,5 +243,7 @@ def _length_curve(groups: dict[tuple[str, ...], list[Row]]) -> list[Row]:
             lengths = [len(row["description"].split()) for row in some]
             bounds = {"low": lengths[0], "high": lengths[-1], "mean": sum(lengths) / len(lengths)}
             rate = _rate([row["right"] for row in some])
-            curve.append(dict(zip(keys, cell, strict=True)) | {"tokens": bounds, "rate": rate})
+            curve.append(
+                dict(zip(keys, cell, strict=True)) | {"tokens": bounds, "unit": "words", "rate": rate}
+            )
     return curve
