@@ -5,15 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from prismcap.configs.errors import DataError, nearest
 from prismcap.configs.files import replace_text
 from prismcap.evaluate.prism.attribution import attribute, reference_perceivers
-from prismcap.evaluate.prism.cells import Cell, by_cell, cell_of
+from prismcap.evaluate.prism.cells import Cell, cell_of
 from prismcap.evaluate.prism.cost import CostStage, price_of, total_cost
 from prismcap.evaluate.prism.items import cell_items
 from prismcap.evaluate.prism.pipeline import Pipeline
@@ -53,7 +52,7 @@ def score_run(pipeline: Pipeline) -> dict[str, Any]:
         **summarise(items, costs, pipeline.config.seed, references),
     }
     _write_lines(pipeline.run_dir / ITEMS, items)
-    _write_lines(pipeline.run_dir / ATTRIBUTION, attribute(by_cell(items), references))
+    _write_lines(pipeline.run_dir / ATTRIBUTION, attribute(items, references))
     replace_text(pipeline.run_dir / TABLE, results_csv(results["cells"]))
     replace_text(pipeline.run_dir / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return results
@@ -85,36 +84,6 @@ def _distinct(entries: Iterable[Entry | None]) -> list[dict[str, Any]]:
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def read_items(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """The rows of items.jsonl, line by line. Raises DataError where there are none."""
-    try:
-        with (run_dir / ITEMS).open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
-    except FileNotFoundError as error:
-        raise _not_scored(run_dir) from error
-
-
-def read_results(run_dir: Path) -> dict[str, Any]:
-    """What results.json holds. Raises DataError where there is none."""
-    try:
-        results: dict[str, Any] = json.loads((run_dir / RESULTS).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise _not_scored(run_dir) from error
-    return results
-
-
-def benchmark_of(run_dir: Path, name: str) -> dict[str, Any]:
-    """What results.json says of a benchmark. Raises DataError for another name."""
-    benchmarks: dict[str, dict[str, Any]] = read_results(run_dir)["benchmarks"]
-    if name not in benchmarks:
-        raise DataError(f"{run_dir}: no benchmark {name!r} was scored.{nearest(name, benchmarks)}")
-    return benchmarks[name]
-
-
-def _not_scored(run_dir: Path) -> DataError:
-    return DataError(f"{run_dir}: no scored Prism run lies here: prismcap prism run CONFIG makes one")
 
 
 def results_csv(cells: Sequence[Mapping[str, Any]]) -> str:

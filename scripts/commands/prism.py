@@ -72,6 +72,49 @@ def _device() -> str:
 
 
 @prism.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...", type=RUN)
+@click.option("--out", type=FILE, help="HTML file to write.  [default: compare-….html beside the first run]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the resampled intervals.")
+def compare(runs: tuple[Path, ...], out: Path | None, seed: int) -> None:
+    """Compare scored RUNs on the questions that they share, and draw them side by side.
+
+    Prints each difference with its interval, McNemar's test, the correction for all that are printed, and
+    the smallest difference that could have been found. The same as JSON lies beside the page.
+    """
+    import json
+
+    from prismcap.configs.files import replace_text
+    from prismcap.evaluate.prism.compare import compare_runs, comparison_table
+    from prismcap.evaluate.report.prism_page import draw_prism
+
+    compared = compare_runs(runs, seed)
+    page = out or runs[0].resolve().parent / f"compare-{'-'.join(run.resolve().name for run in runs)}.html"
+    _check_parent(page)
+    replace_text(page.with_suffix(".json"), json.dumps(compared, indent=2, ensure_ascii=False) + "\n")
+    click.echo(comparison_table(compared["comparisons"]))
+    for benchmark, number in compared["left_out"].items():
+        if number:
+            click.echo(f"{benchmark}: {number} more pairs were not compared")
+    click.echo(f"Page: {draw_prism(runs, page)}")
+
+
+@prism.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=RUN)
+@click.option("--out", type=FILE, required=True, help="JSONL file to write, for a perceiver `file`.")
+@click.option("--perceiver", "perceivers", multiple=True, help="Only of this one; can be repeated.")
+def fuse(runs: tuple[Path, ...], out: Path, perceivers: tuple[str, ...]) -> None:
+    """Join what several perceivers wrote about each question, in one RUN or several; each part says whose it
+    is. The config's `{name: file, path: OUT}` then hands it to a reasoner.
+    """
+    from prismcap.evaluate.prism.fuse import fuse as fuse_runs
+
+    fused = fuse_runs(runs, out, perceivers)
+    click.echo(f"{fused.num_written} questions, descriptions of {', '.join(fused.sources)}: {out}")
+    if fused.missing:
+        click.echo(f"{len(fused.missing)} descriptions failed or are not there, and were left out.")
+
+
+@prism.command()
 @click.argument("config")
 @click.argument("benchmark")
 @click.argument("out", type=FILE)
@@ -102,11 +145,17 @@ def tsv(config: str, benchmark: str, out: Path, overrides: tuple[str, ...]) -> N
 )
 def subset(run: Path, benchmark: str, out: Path, reasoners: tuple[str, ...], fewer_than: int) -> None:
     """Write ids of RUN's questions that its reasoners do not answer blind: the paper's filtered subset."""
+    from prismcap.configs.errors import DataError, nearest
     from prismcap.evaluate.benchmarks._subset import filtered_subset, write_ids
-    from prismcap.evaluate.prism.results import benchmark_of, read_items
+    from prismcap.evaluate.prism.finished import read_finished
 
-    checksum = benchmark_of(run, benchmark)["checksum"]
-    found = filtered_subset(read_items(run), benchmark, checksum, fewer_than, reasoners or None)
+    [scored] = read_finished([run], at_least=1)
+    checksum = scored.checksums.get(benchmark)
+    if checksum is None:
+        hint = nearest(benchmark, scored.checksums)
+        raise DataError(f"{run}: no benchmark {benchmark!r} was scored.{hint}")
+    rows = (row for rows in scored.cells.values() for row in rows.values())
+    found = filtered_subset(rows, benchmark, checksum, fewer_than, reasoners or None)
     _check_parent(out)
     write_ids(out, found)
     click.echo(f"{len(found.ids)} kept ({found.rule}): {out}")
