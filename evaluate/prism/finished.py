@@ -13,7 +13,7 @@ from prismcap.evaluate.prism.cells import Cell, Row, by_cell
 
 _SCORE = "write it with `prismcap prism run CONFIG`: its stage score does"
 _CELL = ("benchmark", "perceiver", "instruction", "reasoner")
-_KEYS = (*_CELL, "id", "cluster", "description", "status", "right")
+_KEYS = ("id", *_CELL, "cluster", "description", "status", "right")
 
 
 @dataclass(frozen=True)
