@@ -84,6 +84,8 @@ class Letters:
             while (joined := phrases.JOINED.match(text, end)) and (
                 more := _SUBJECT.match(text, joined.end())
             ):
+                if more.group(2) in found:  # "between C and D, D is …"
+                    break
                 found.add(more.group(2))
                 end = more.end()
             if found <= self.valid:

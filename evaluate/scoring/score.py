@@ -66,8 +66,8 @@ def _choice(question: Question, reply: str, judge: Judge | None) -> Scored:
     letters = [chr(ord("A") + position) for position in range(num_options)]
     if not 1 <= num_options <= MAX_OPTIONS or answer not in letters:
         raise DataError(
-            f"question {question.id}: answer {question.answer!r} among {num_options} options: a choice question "
-            f"has 1 to {MAX_OPTIONS} options and one of their letters as answer"
+            f"question {question.id}: answer {question.answer!r} among {num_options} options: a choice "
+            f"question has 1 to {MAX_OPTIONS} options and one of their letters as answer"
         )
     found = extract_choice(reply, question.options)
     if found.value is None and judge is not None and needs_judge(question, reply):
