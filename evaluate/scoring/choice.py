@@ -27,7 +27,7 @@ _NEAR_THE_END = 8  # tokens; VLMEvalKit's rule looks at the last five
 _BOX = re.compile(f"{BOX_OPEN}(.*?){BOX_CLOSE}", re.S)
 # after these stands what is contrasted with the answer
 _CONTRAST = re.compile(r"(?i),\s*(?:whereas|while|unlike|in contrast to)\b[^.!?;\n]*")
-_LONE_LETTER = re.compile(r"\W*[A-Z]\W*")
+_LONE_LETTER = re.compile(r"\W*[A-Za-z]\W*")
 _COPULA_BEFORE = re.compile(r"(?:\b(?:is|are|was|were|be|shows?|ist|est|es|è|é)\s|[=:])\s*(?:\w+\s+)?$")
 
 
@@ -140,7 +140,7 @@ class _Reading:
             if rest.rstrip().endswith("?"):
                 continue
             read = self.letters.read(rest, phrases.FILLER.match(rest))
-            if read and phrases.LETTER_ENDS.match(rest, read[1]) and read[0] <= self.letters.valid:
+            if read and self.letters.concluded(rest, read):
                 yield Conclusion(word.start(), word.end() + read[1], read[0], "conclusion", CHOSEN)
                 continue
             named = self.texts.named(rest)

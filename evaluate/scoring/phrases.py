@@ -62,13 +62,13 @@ FILLER = re.compile(
     r"lettre|letra|lettera|вариант|буква|选项|选择|選択肢|both|either)(?:\s+|:\s*|(?=[A-Z(]))){0,3})"
 )
 JOINED = re.compile(
-    r"\s*(?:,?\s*\(?(?:and|or|und|oder|et|ou|y|o|e|и|или)(?=[\s(])|,|/|&|\+|和|或者?|与|、|と|または)\s*"
+    r"\s*(?:,?\s*\(?(?:(?i:and|or|und|oder|et|ou|или)|y|o|e|и)(?=[\s(])|,|/|&|\+|和|或者?|与|、|と|または)\s*"
     r"(?:(?i:options?|either|maybe|possibly|perhaps)\s+)?"
 )
 # what may follow a capital A or I, or a letter after "so", for it to be a letter and not a word
 LETTER_ENDS = re.compile(
     r"\s*(?:$|[.,;:!?()\]\"'|/\ue001\n。，、；—–]|[^\x00-\u024f\u0400-\u04ff]|-\s|"
-    r"(?:because|since|as|due|which|and|or|given|for|here|weil|da|denn|car|parce|porque|perché|потому)\b)"
+    r"(?i:because|since|as|due|which|and|or|given|for|here|weil|da|denn|car|parce|porque|perché|потому)\b)"
 )
 # after the letter that a reply begins with: then it is an option that is being weighed, not the answer
 NO_LEAD = re.compile(

@@ -31,7 +31,7 @@ _ENDS = (
 _ALONE = {value: re.compile(rf"(?i){words}{_ENDS}") for value, words in _WORDS.items()}
 _BEGINS = re.compile(r"[\s:\"'“(\[\ue000]*")
 _DELIMITED = re.compile(
-    r"(?:^|[.,:;!?—–(\n，。：]|\s-\s|\b(?:so|thus|therefore|hence|think|believe|say)\b|因此|所以)[\s\"'(]*"
+    r"(?i)(?:^|[.,:;!?—–(\n，。：]|\s-\s|\b(?:so|thus|therefore|hence|think|believe|say)\b|因此|所以)[\s\"'(]*"
 )
 _EXISTENCE = re.compile(
     r"^\W*(?:(?:is|are) there\b|(?:do|can) you see\b|does (?:the|this) (?:image|picture|photo|scene) "

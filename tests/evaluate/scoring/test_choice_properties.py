@@ -38,6 +38,7 @@ LETTER_FORMS = [
 options = st.lists(st.sampled_from(WORDS), min_size=2, max_size=6, unique=True)
 
 
+@settings(deadline=None)
 @given(options, st.data(), st.sampled_from(TEXT_FORMS))
 def test_shuffling_the_options_moves_the_letter_of_a_text(
     texts: list[str], data: st.DataObject, form: str
@@ -50,6 +51,7 @@ def test_shuffling_the_options_moves_the_letter_of_a_text(
         assert order[ord(found.value) - ord("A")] == chosen
 
 
+@settings(deadline=None)
 @given(st.integers(2, 26), st.data(), st.sampled_from(LETTER_FORMS))
 def test_a_marked_letter_counts_in_either_case(count: int, data: st.DataObject, form: str) -> None:
     letter = chr(ord("A") + data.draw(st.integers(0, count - 1)))
@@ -58,43 +60,39 @@ def test_a_marked_letter_counts_in_either_case(count: int, data: st.DataObject, 
     assert extract_choice(form.format(letter.lower()), texts).value == letter
 
 
-FRAGMENTS = st.one_of(
-    st.sampled_from(
-        [
-            "A",
-            "(B)",
-            "C.",
-            "E",
-            "The answer is",
-            "Answer:",
-            "not",
-            "so",
-            "because",
-            "\n",
-            "\\boxed{",
-            "}",
-            "<think>",
-        ]
-        + [
-            "</think>",
-            "I cannot tell.",
-            "Actually,",
-            "red apple",
-            "**",
-            "答案",
-            "?",
-            "or",
-            "and",
-            "yes",
-            "no",
-            "Z",
-        ]
-    ),
-    st.text(max_size=8),
-)
+PIECES = [
+    "A",
+    "(B)",
+    "C.",
+    "E",
+    "Z",
+    "The answer is",
+    "Answer:",
+    "not",
+    "so",
+    "because",
+    "or",
+    "and",
+    "yes",
+    "no",
+]
+MARKS = [
+    "\n",
+    "\\boxed{",
+    "}",
+    "<think>",
+    "</think>",
+    "**",
+    "?",
+    "答案",
+    "Actually,",
+    "I cannot tell.",
+    "red apple",
+]
+FRAGMENTS = st.one_of(st.sampled_from(PIECES), st.sampled_from(MARKS), st.text(max_size=8))
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(FRAGMENTS, max_size=14).map(" ".join), st.integers(1, 4))
 def test_never_a_letter_beyond_the_options(reply: str, count: int) -> None:
     texts = ["red apple", "apple", "green pear", "banana"][:count]
@@ -105,6 +103,7 @@ def test_never_a_letter_beyond_the_options(reply: str, count: int) -> None:
     assert extract_yes_no(reply).value in (None, "yes", "no")
 
 
+@settings(deadline=None)
 @given(st.lists(FRAGMENTS, max_size=8).map(" ".join))
 def test_what_is_thought_is_never_read(thought: str) -> None:
     thought = thought.replace("<think>", "").replace("</think>", "")
