@@ -165,7 +165,9 @@ def collapse_labels(text: str, options: Sequence[str]) -> str:
         if others:
             label = rf"(?<![{_NAME}.-])(?:\({letter}\)|{letter}\s*[.):\]])"
             whole = rf"(?i:{label}\s*[\"']?(?:{others})[\"']?)(?=\s*(?:[.,;!](?!\d)|\n|$))"
-            text = re.sub(whole, lambda found, own=letter: f"({own}/{found.lastgroup})", text)
+            found = list(re.finditer(whole, text))
+            for match in reversed(found):
+                text = f"{text[: match.start()]}({letter}/{match.lastgroup}){text[match.end() :]}"
     return text
 
 
