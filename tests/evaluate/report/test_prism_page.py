@@ -112,7 +112,7 @@ def small(folder: Path, **options: Any) -> Path:
     )
 
 
-def test_the_page_is_one_file_that_asks_for_nothing(text: str, run: Path, tmp_path: Path) -> None:
+def test_the_page_is_one_file_that_asks_for_nothing(text: str, tmp_path: Path) -> None:
     page = Page(text)
     assert page.outside() == ["<a href=results.json>", "<a href=results.csv>", "<script>", "<script>"]
     assert page.open == []
@@ -121,10 +121,11 @@ def test_the_page_is_one_file_that_asks_for_nothing(text: str, run: Path, tmp_pa
     assert policy is not None and policy.startswith("default-src 'none'; img-src data:;")
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
+    run = small(tmp_path / "run with a space")
     elsewhere = draw_prism([run], tmp_path / "page.html").read_text(encoding="utf-8")
     (link,) = [a["href"] for _, a in Page(elsewhere).tags if (a.get("href") or "").endswith("results.json")]
-    assert link is not None and (tmp_path / link).resolve() == (run / "results.json").resolve()
-    assert drawn(run) == text, "the same files, the same page"
+    assert link == "run%20with%20a%20space/results.json"
+    assert drawn(run) == drawn(run), "the same files, the same page"
 
 
 def test_every_cell_stands_with_all_its_figures(tables: Tables, run: Path) -> None:
@@ -257,11 +258,12 @@ def test_names_from_files_are_escaped_everywhere(tmp_path: Path) -> None:
     assert "captioner<img src=x" in page.text and "recognition<img src=x" in page.text
 
 
-def test_several_runs_stand_side_by_side(run: Path, tmp_path: Path) -> None:
-    other = prism_run(tmp_path / "other", seed=3, instructions=("generic", "query"))
+def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
+    run = small(tmp_path / "first")
+    other = small(tmp_path / "other", seed=3, instructions=("generic", "query"))
     tables = Tables(draw_prism([run, other], tmp_path / "page.html").read_text(encoding="utf-8"))
     rows = tables.under("Runs side by side")
-    assert rows["cell"] == ["scenes_run", "other"]
+    assert rows["cell"] == ["first", "other"]
     first, second = (results_of(folder)["cells"] for folder in (run, other))
     a, b = first[0]["micro"], second[0]["micro"]
     difference = difference_of_rates(a, b)
