@@ -68,7 +68,8 @@ def expect(page: webdriver.Browser, found: list[Item], total: int) -> None:
     for card, item in zip(cards, found, strict=False):
         assert item["question"] in card and f"{item['perceiver']} + {item['reasoner']}" in card
         assert f"read as, by rule {item['how']}" in card
-        for text in (item["reply"], item["description"] or "(none was given)"):
+        assert ("what failed" in card) == (item["status"] == "failed")
+        for text in (item["reply"], item["description"] or "(none was given)", item["error"] or ""):
             assert " ".join(text.split()) in " ".join(card.split())
 
 
@@ -84,6 +85,7 @@ def test_each_filter_shows_what_it_says(page: webdriver.Browser, items: list[Ite
         ("cause", "perception lost", lambda item: item["cause"] == "perception_lost"),
         ("cause", "not attributed", lambda item: item["cause"] is None),
         ("ability", "category: left/right", lambda item: item["categories"]["category"] == "left/right"),
+        ("how", "failed", lambda item: item["status"] == "failed"),
         ("how", "refusal", lambda item: item["how"] == "refusal"),
         ("instruction", "generic", lambda item: item["instruction"] == "generic"),
     ]

@@ -280,6 +280,20 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     assert "different questions" in Page(draw_prism([run, other], tmp_path / "b.html").read_text()).text
 
 
+def test_comparisons_between_runs_name_their_runs(tmp_path: Path) -> None:
+    runs = [small(tmp_path / name, seed=seed) for seed, name in enumerate(("first", "second"))]
+    compared = results_of(runs[0])["comparisons"][:1]
+    compared[0]["a"]["run"], compared[0]["b"]["run"] = "first", "second"
+    compared[0] |= {"difference": {"mean": -0.25, "low": -0.4, "high": -0.1, "n": 12}, "p_holm": 0.01}
+    before = json.dumps(compared)
+    page = draw_prism(runs, tmp_path / "page.html", compared).read_text(encoding="utf-8")
+    assert json.dumps(compared) == before
+    row = Tables(page).under("Runs against each other")["first: captioner + keyword"]
+    assert row[:2] == ["second: blind + keyword", "-25.0\n-40.0 to -10.0"]
+    assert row[-1] == "first: captioner + keyword is better than second: blind + keyword by 25.0 points"
+    assert "Runs against each other" not in draw_prism(runs, tmp_path / "page.html").read_text()
+
+
 def test_pictures_end_where_the_page_would_be_too_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
