@@ -47,7 +47,9 @@ def chat(text: str | None, finish_reason: str = "stop", delay_s: float = 0.0, **
 
 def refusal(status: int, message: str = "no", **headers: str) -> Reply:
     return Reply(
-        status, json.dumps({"error": {"message": message}}), {k.replace("_", "-"): v for k, v in headers.items()}
+        status,
+        json.dumps({"error": {"message": message}}),
+        {k.replace("_", "-"): v for k, v in headers.items()},
     )
 
 
