@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -33,17 +32,15 @@ REQUESTS = [
 ]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
     folder = cache_dir() / "models/smollm2-135m-instruct"
     if not (folder / "tokenizer.json").is_file():
         pytest.skip("SmolLM2 is not fetched: prismcap fetch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+        from served import free_port
+
     address = Address("127.0.0.1", free_port())
     export = ServedExport(folder=folder, name=NAME, format="causal_lm", prompt="", stop=())
     command = transformers_command(export, address, [], tmp_path_factory.mktemp("serve"))
