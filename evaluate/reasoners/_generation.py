@@ -26,7 +26,7 @@ MIN_SHARED_TOKENS = 8  # below that computing the shared part apart saves nothin
 
 @dataclass(frozen=True)
 class Reply:
-    """token_ids: up to the token that ended it, which num_tokens counts. seconds: its share of the batch's."""
+    """token_ids: up to the token that ended it, which num_tokens counts. seconds: its part of the batch's."""
 
     token_ids: tuple[int, ...]
     num_tokens: int
