@@ -64,8 +64,8 @@ class ChatClient:
             raise ConfigError("url: must begin with http:// or https:// and a host, and end as a rule in /v1")
         if parts.username or parts.password or parts.query:
             raise ConfigError(
-                "url: must hold no user, password or `?…`: it is kept in files. Put the key into an environment "
-                "variable and name that in api_key_env"
+                "url: must hold no user, password or `?…`: it is kept in files. Put the key into an "
+                "environment variable and name that in api_key_env"
             )
         if options.api_key_env is not None and not VARIABLE.fullmatch(options.api_key_env):
             # not quoted: it may be the key
@@ -203,7 +203,7 @@ class _Run:
         return failed(f"{reason} (after {attempts} attempts)", latency_s=latency_s, retries=attempts - 1)
 
     async def _send(self, endpoint: AsyncOpenAI, messages: Messages) -> str:
-        """The body of one reply. Raises _Retriable, _Refused, and DataError for what concerns all requests."""
+        """The body of one reply. Raises _Retriable, _Refused, and DataError for what concerns all."""
         import openai
 
         try:
