@@ -60,7 +60,10 @@ def _rules(question: Question) -> dict[str, str]:
 
 def _write(benchmark: Benchmark, columns: list[str], file: BinaryIO, path: Path) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-    writer = csv.DictWriter(text, columns, delimiter="\t", lineterminator="\n", restval="")
+    # all in quotes: otherwise a lone carriage return in a text would be left bare, and end the row
+    writer = csv.DictWriter(
+        text, columns, delimiter="\t", lineterminator="\n", restval="", quoting=csv.QUOTE_ALL
+    )
     writer.writeheader()
     first_with: dict[tuple[str, ...], str] = {}
     for position in range(len(benchmark)):
