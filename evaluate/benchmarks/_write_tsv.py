@@ -34,15 +34,14 @@ def write_tsv(benchmark: Benchmark, path: Path) -> None:
 
 def _columns(benchmark: Benchmark) -> list[str]:
     """All columns that any question needs, in a fixed order."""
-    num_options, extra = 0, dict.fromkeys(("hint", "reference"), False)
+    num_options = 0
     groups: dict[str, None] = {}
+    more: dict[str, None] = {}
     for position in range(len(benchmark)):
         question = benchmark[position]
         num_options = max(num_options, len(question.options))
-        extra["hint"] |= bool(question.hint)
-        extra["reference"] |= question.reference is not None
         groups |= dict.fromkeys((*question.categories, *_rules(question)))
-    more = [column for column, needed in extra.items() if needed]
+        more |= dict.fromkeys(_more(question))
     columns = ["index", "question", *ascii_uppercase[:num_options], "answer", *groups, *more, "image"]
     if len(set(columns)) < len(columns):
         raise DataError(
@@ -60,7 +59,10 @@ def _rules(question: Question) -> dict[str, str]:
 
 def _write(benchmark: Benchmark, columns: list[str], file: BinaryIO, path: Path) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-    writer = csv.DictWriter(text, columns, delimiter="\t", lineterminator="\n", restval="")
+    # all in quotes: otherwise a lone carriage return in a text would be left bare, and end the row
+    writer = csv.DictWriter(
+        text, columns, delimiter="\t", lineterminator="\n", restval="", quoting=csv.QUOTE_ALL
+    )
     writer.writeheader()
     first_with: dict[tuple[str, ...], str] = {}
     for position in range(len(benchmark)):
@@ -91,10 +93,14 @@ def _row(question: Question, image: str, path: Path) -> dict[str, str]:
         "answer": question.answer,
         **question.categories,
         **_rules(question),
-        "hint": question.hint,
-        "reference": question.reference or "",
+        **_more(question),
         "image": image,
     }
+
+
+def _more(question: Question) -> dict[str, str]:
+    said = {"hint": question.hint, "reference": question.reference or ""}
+    return {column: value for column, value in said.items() if value}
 
 
 def _encoded(images: tuple[ImageRef, ...]) -> str:
