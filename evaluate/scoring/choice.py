@@ -1,4 +1,4 @@
-"""Which option a free reply chooses: ordered rules, each with a name, and none where the reply is ambiguous."""
+"""Which option a free reply chooses: rules with names, and no option where the reply is ambiguous."""
 
 from __future__ import annotations
 
@@ -25,15 +25,18 @@ from prismcap.evaluate.scoring.yes_no import extract_yes_no, yes_no_letters
 MAX_OPTIONS = 26
 _NEAR_THE_END = 8  # tokens; VLMEvalKit's rule looks at the last five
 _BOX = re.compile(f"{BOX_OPEN}(.*?){BOX_CLOSE}", re.S)
-_COPULA_BEFORE = re.compile(r"(?:\b(?:is|are|was|were|be|shows?|=|ist|est|es|è|é)|:)\s*(?:\w+\s+)?$")
+# after these stands what is contrasted with the answer
+_CONTRAST = re.compile(r"(?i),\s*(?:whereas|while|unlike|in contrast to)\b[^.!?;\n]*")
+_LONE_LETTER = re.compile(r"\W*[A-Za-z]\W*")
+_COPULA_BEFORE = re.compile(r"(?:\b(?:is|are|was|were|be|shows?|ist|est|es|è|é)\s|[=:])\s*(?:\w+\s+)?$")
 
 
 def extract_choice(reply: str, options: Sequence[str]) -> Extraction:
     """The letter of the option that the reply concludes.
 
-    how, in order: `boxed`, `answer_form`, `verdict`, `chosen`, `letter_line`, `conclusion`, `only_text`; then,
-    where nothing was concluded or refused: `text` (an option's text is the only one named), `last_text` (the
-    last sentence ends by saying so), `letter` (one letter near the end); else `unmatched`.
+    how: `boxed`, `answer_form`; `verdict`, `chosen`, `letter_line`, `conclusion`; `only_text`; then, where
+    nothing was concluded or refused: `text` (an option's text is the only one named), `last_text` (the last
+    sentence ends by saying so), `letter` (one letter near the end); else `unmatched`.
     Raises ValueError for no options or more than letters.
     """
     if not 1 <= len(options) <= MAX_OPTIONS:
@@ -106,7 +109,7 @@ class _Reading:
                     yield Conclusion(start, start + verdict.end(), frozenset(named), "verdict", CHOSEN)
 
     def _lines(self) -> Iterator[Conclusion]:
-        """A line that is only a letter, the letter that the reply begins with, a sentence that is only a text."""
+        """A line that is only a letter, the letter at the beginning, a sentence that is only a text."""
         at = 0
         for line in self.text.split("\n"):
             values = self.letters.only(line)
@@ -117,9 +120,19 @@ class _Reading:
         if lead is not None:
             yield Conclusion(0, lead[1], lead[0], "letter_line", CHOSEN)
         for start, sentence in sentences(self.text):
-            letter = None if sentence.rstrip().endswith("?") else self.texts.exact(sentence)
+            end = start + len(sentence)
+            if sentence.rstrip().endswith("?"):
+                continue
+            letter = self.texts.exact(sentence)
             if letter:
-                yield Conclusion(start, start + len(sentence), frozenset(letter), "only_text", HINTED)
+                yield Conclusion(start, end, frozenset(letter), "only_text", HINTED)
+            lone = end == len(self.text) and _LONE_LETTER.fullmatch(sentence)
+            last = self.letters.only(sentence) if lone else None
+            if last is not None:
+                yield Conclusion(start, end, last, "letter_line", CHOSEN)
+            pair = _same_start(self.texts, fold(sentence.split(",")[0].rstrip(" .!")), 0, whole=True)
+            if pair and len(pair) > 1:
+                yield Conclusion(start, end, pair, "only_text", HINTED)
 
     def _conclusive_sentences(self) -> Iterator[Conclusion]:
         for word in phrases.CONCLUSIVE.finditer(self.text):
@@ -127,7 +140,7 @@ class _Reading:
             if rest.rstrip().endswith("?"):
                 continue
             read = self.letters.read(rest, phrases.FILLER.match(rest))
-            if read and phrases.LETTER_ENDS.match(rest, read[1]) and read[0] <= self.letters.valid:
+            if read and self.letters.concluded(rest, read):
                 yield Conclusion(word.start(), word.end() + read[1], read[0], "conclusion", CHOSEN)
                 continue
             named = self.texts.named(rest)
@@ -136,7 +149,7 @@ class _Reading:
 
     def _weak(self) -> Extraction:
         """What a reply suggests that concludes nothing: only after its last refusal."""
-        kept = after_refusals(self.text, self.texts.mentions)
+        kept = _CONTRAST.sub("", after_refusals(self.text, self.texts.mentions))
         if not kept:
             return UNMATCHED
         named = self.texts.named(kept)
@@ -152,7 +165,7 @@ class _Reading:
         return UNMATCHED if near is None else Extraction(near, "letter", concluded=True)
 
     def _target(self, rest: str, anywhere: bool) -> frozenset[str] | None:
-        """What stands right after a form: a text, letters, or (anywhere) the texts in the rest of its sentence.
+        """What stands right after a form: a text, letters, or (anywhere) the texts in its sentence.
 
         A text comes first: "Point A" is a text with a letter in it, "A bus" one with an article.
         """
@@ -185,8 +198,11 @@ class _Reading:
         return rest[: len(rest) - len(body)] + (found[0][1] if found else "")
 
 
-def _same_start(texts: OptionTexts, folded: str, reach: int) -> frozenset[str] | None:
-    """The option that the folded text begins with, and those joined to it by "and", "or" or a comma."""
+def _same_start(texts: OptionTexts, folded: str, reach: int, whole: bool = False) -> frozenset[str] | None:
+    """The option that the folded text begins with, and those joined to it by "and", "or" or a comma.
+
+    whole: only when the text holds nothing else.
+    """
     article = re.compile(r"(?:(?:a|an|the|el|la|le|ein|eine|un|une|una|um|uma)\s+)?")
     found: set[str] = set()
     at = reach
@@ -199,9 +215,10 @@ def _same_start(texts: OptionTexts, folded: str, reach: int) -> frozenset[str] |
         found.add(mention.letter)
         joined = phrases.JOINED.match(folded, mention.end)
         if not joined:
+            at = mention.end
             break
         at = joined.end()
-    return frozenset(found) or None
+    return frozenset(found) if found and (not whole or at == len(folded)) else None
 
 
 def _ordinals_as_letters(text: str, count: int) -> str:

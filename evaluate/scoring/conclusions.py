@@ -1,4 +1,4 @@
-"""Which of a reply's conclusions holds: the strongest, and of equals the one that a later word puts in place."""
+"""Which of a reply's conclusions holds: the strongest, and of equals the one put in the others' place."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ STATED, CHOSEN, HINTED = 3, 2, 1
 _RETRACTS = re.compile(
     r"\b(?:wait|actually|on second thoughts?|scratch that|(?:i )?take that back|correct (?:that|this|myself)|"
     r"looking again|let me (?:re|double|correct|fix)|i (?:made|was) (?:a )?(?:mistake|mistaken|wrong)|hmm)\b|"
-    r"(?:^|[.!?\n]\s*)no[,:.]|等等|不对|其实|实际上|いや|doch nicht|moment|attends|en fait|en realidad|на самом деле",
+    r"(?:^|[.!?\n]\s*)no[,:.]|等等|不对|其实|实际上|いや|"
+    r"doch nicht|moment|attends|en fait|en realidad|на самом деле",
     re.I,
 )
 # puts a new conclusion in the place of one of the same strength
 _CONCLUDES = re.compile(
     r"\b(?:however|but|so|therefore|thus|hence|consequently|in conclusion|final(?:ly)?|overall|daher|deshalb|"
-    r"aber|donc|mais|por lo tanto|portanto|quindi|pero|mas|итак|поэтому)\b|因此|所以|但是|故|したがって|よって",
+    r"aber|donc|mais|por lo tanto|portanto|quindi|pero|mas|итак|поэтому)\b|因此|所以|但是|故|"
+    r"したがって|よって",
     re.I,
 )
 _TAKEN_BACK = re.compile(

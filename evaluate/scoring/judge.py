@@ -13,11 +13,11 @@ from prismcap.evaluate.scoring.replies import plain, visible
 
 JUDGE_VERSION = 1  # raise it whenever the prompt or what is done with the answer changes
 JUDGE_PROMPT = (
-    "Someone answered a multiple-choice question. Say which option the reply chooses. Do not solve the question "
-    "yourself and do not correct the reply.\n\n"
+    "Someone answered a multiple-choice question. Say which option the reply chooses. Do not solve the "
+    "question yourself and do not correct the reply.\n\n"
     "Question: {question}\nOptions:\n{options}\n\nReply:\n<reply>\n{reply}\n</reply>\n\n"
-    "Answer with the letter of the option that the reply chooses and nothing else. Answer with {nothing} if the "
-    "reply chooses none, more than one, or says that it cannot tell."
+    "Answer with the letter of the option that the reply chooses and nothing else. Answer with {nothing} if "
+    "the reply chooses none, more than one, or says that it cannot tell."
 )
 _NOTHING = "NONE"
 _MAX_REPLY_CHARS = 8000  # the conclusion stands at the end: the beginning of a longer reply is left out
@@ -47,7 +47,7 @@ class ReasonerJudge:
         return self._verdicts[prompt]
 
     def prefetch(self, replies: Iterable[tuple[Question, str]]) -> None:
-        """Asks about the replies that have no verdict yet, in one batch. A failed request is no verdict: None."""
+        """Asks about the replies that have no verdict yet, in one batch. A failed request is None."""
         prompts: dict[str, Letters] = {}
         for question, reply in replies:
             prompt = judge_prompt(question, reply)

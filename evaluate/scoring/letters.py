@@ -56,6 +56,11 @@ class Letters:
                 return frozenset(found), end
         return None
 
+    def concluded(self, text: str, read: tuple[frozenset[str], int]) -> bool:
+        """Whether options were read and their sentence, or its clause, ends with them."""
+        goes_on = re.match(r"\s*(?:and|or)\b", text[read[1] :])
+        return read[0] <= self.valid and not goes_on and bool(phrases.LETTER_ENDS.match(text, read[1]))
+
     def _one(self, text: str, at: int) -> tuple[str, int] | None:
         match = _LETTER.match(text, at)
         if match is None:
@@ -84,6 +89,8 @@ class Letters:
             while (joined := phrases.JOINED.match(text, end)) and (
                 more := _SUBJECT.match(text, joined.end())
             ):
+                if more.group(2) in found:  # "between C and D, D is …"
+                    break
                 found.add(more.group(2))
                 end = more.end()
             if found <= self.valid:
@@ -142,18 +149,25 @@ def collapse_labels(text: str, options: Sequence[str]) -> str:
 
     With another option's text and nothing more, as both letters: "B. cat." as "(B/A).".
     """
-    words = {chr(ord("A") + position): _flexible(option) for position, option in enumerate(options)}
-    for letter, own in words.items():
-        if not own:
-            continue
+    texts = {chr(ord("A") + position): _flexible(option) for position, option in enumerate(options)}
+    words = {letter: said for letter, said in texts.items() if said}
+    present = {
+        found.group(2).upper()
+        for found in re.finditer(rf"(?<![{_NAME}.-])(\(?)([A-Za-z])(?![{_NAME}])", text)
+    }
+    labelled = sorted(present & set(words))
+    for letter in labelled:
         label = rf"(?<![{_NAME}.-])(?:\({letter}\)|{letter}\s*[.):\]]|{letter}(?=\s*\()|{letter}\s+[-–—]\s)"
-        text = re.sub(rf"(?i){label}\s*[-:]?\s*[\"'(]?{own}[\"')]?(?![\w]|[.,/]\d)", f"({letter})", text)
-    for letter in words:
-        for other, foreign in words.items():
-            if foreign and other != letter and words[letter] != foreign:
-                label = rf"(?<![{_NAME}.-])(?:\({letter}\)|{letter}\s*[.):\]])"
-                whole = rf"(?i:{label}\s*[\"']?{foreign}[\"']?)(?=\s*(?:[.,;!](?!\d)|\n|$))"
-                text = re.sub(whole, f"({letter}/{other})", text)
+        own = rf"(?i){label}\s*[-:]?\s*[\"'(]?{words[letter]}[\"')]?(?![\w]|[.,/]\d)"
+        text = re.sub(own, f"({letter})", text)
+    for letter in labelled:
+        others = "|".join(rf"(?P<{other}>{said})" for other, said in words.items() if said != words[letter])
+        if others:
+            label = rf"(?<![{_NAME}.-])(?:\({letter}\)|{letter}\s*[.):\]])"
+            whole = rf"(?i:{label}\s*[\"']?(?:{others})[\"']?)(?=\s*(?:[.,;!](?!\d)|\n|$))"
+            found = list(re.finditer(whole, text))
+            for match in reversed(found):
+                text = f"{text[: match.start()]}({letter}/{match.lastgroup}){text[match.end() :]}"
     return text
 
 

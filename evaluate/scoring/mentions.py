@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from prismcap.evaluate.scoring.replies import fold, plain
 
 ARTICLES = r"(?:a|an|the|der|die|das|ein|eine|einen|le|la|les|l'|un|une|el|los|las|una|il|lo|o|os|as|um|uma)"
 NUMBER_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen twenty"
-).split()
+    *(
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+    ),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
 
 _UNSPACED = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"  # scripts without spaces between words
 _LEADING_ARTICLE = re.compile(rf"^{ARTICLES}\s+(?=\S)")
@@ -27,6 +42,7 @@ _NEGATED_AFTER = re.compile(
     r"eliminated|ruled out|absent|missing)\b|(?:(?:is|are|was|were|do|does|did|ca|could|would)n't\b))|"
     r"^\s*(?:does|do|did|can|could|would)\s+not\b|^\s*cannot\b|^(?:ではな|じゃな|不对|不正确|是错)"
 )
+_JOINED_ON = re.compile(rf"(?:,?\s*(or|nor)|,)\s+(?:{ARTICLES}\s+)?")
 _PRONOUN_ONE = re.compile(r"\b(?:the|this|that|no|another|which|each|every|other|any|some)\s*$")
 
 
@@ -76,7 +92,9 @@ class OptionTexts:
             for span in spans
             if not any(o[0] <= span[0] and span[1] <= o[1] and o[1] - o[0] > span[1] - span[0] for o in spans)
         ]
-        return [Mention(x, s, e, _negated(folded, s, e)) for s, e, x in sorted(longest)]
+        return _negations_joined(
+            folded, [Mention(x, s, e, _negated(folded, s, e)) for s, e, x in sorted(longest)]
+        )
 
     def named(self, text: str) -> set[str]:
         """Letters of the options that the text names and does not negate."""
@@ -101,6 +119,24 @@ def _pattern(text: str, numeric: bool) -> re.Pattern[str]:
 
 def is_pronoun(folded: str, match: re.Match[str]) -> bool:
     return bool(_PRONOUN_ONE.search(folded[: match.start()]) or re.match(r"\s+of\b", folded[match.end() :]))
+
+
+def _negations_joined(folded: str, mentions: list[Mention]) -> list[Mention]:
+    """ "not a cat, a dog or a bird": what "or" joins to a negated mention is negated too."""
+    marked: list[Mention] = []
+    for position, mention in enumerate(mentions):
+        before = marked[-1] if marked else None
+        if before is not None and before.negated and not mention.negated:
+            later = [before, *mentions[position:]]
+            for one, other in pairwise(later):
+                joined = _JOINED_ON.fullmatch(folded, one.end, other.start)
+                if not joined:
+                    break
+                if joined.group(1):
+                    mention = replace(mention, negated=True)
+                    break
+        marked.append(mention)
+    return marked
 
 
 def _negated(folded: str, start: int, end: int) -> bool:

@@ -1,6 +1,7 @@
 """Free answers: numbers, lists of numbers and texts, by MathVista's answer_type and precision.
 
-Source: MathVista (arXiv 2310.02255) and its public evaluation, where an LLM extracts the answer; here rules do.
+Source: MathVista (arXiv 2310.02255) and its public evaluation. There an LLM extracts the answer; here rules
+do.
 A float is compared after both sides were rounded to `precision` decimals. The original cuts what should be an
 integer at its point (14.7 counts as 14): here it is wrong.
 """
@@ -22,7 +23,9 @@ AnswerType = Literal["integer", "float", "list", "text"]
 
 _TENS = {
     word: 10 * at
-    for at, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)
+    for at, word in enumerate(
+        ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"), start=2
+    )
 }
 _VULGAR = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])")
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+,\d+(?![\d,])|\d*\.\d+|\d+)"
@@ -50,7 +53,7 @@ class Number:
 
 @dataclass(frozen=True)
 class FreeRules:
-    """How a free answer is compared. precision: decimals of a float. unit: as the question gives it, or ""."""
+    """How a free answer is compared. precision: decimals of a float. unit: as the question has it, or ""."""
 
     answer_type: AnswerType
     precision: int

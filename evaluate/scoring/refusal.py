@@ -1,10 +1,11 @@
-"""Replies that refuse, or say that the answer cannot be told. Only where nothing was concluded is one a refusal:
-"I cannot be sure, but my guess is B" is an answer."""
+"""Replies that refuse, or say that the answer cannot be told. Only where nothing was concluded is one a
+refusal: "I cannot be sure, but my guess is B" is an answer."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from prismcap.evaluate.scoring.mentions import Mention
 from prismcap.evaluate.scoring.replies import fold, plain, sentences, visible
@@ -30,10 +31,12 @@ _ENGLISH = (
     r"(?:information|details?|context|data|evidence)\b",
     r"\b(?:lacks?|without) (?:\w+ ){0,3}?(?:information|details?|context|data)\b",
     rf"\b{_SOURCE}(?: \w+){{0,3}}? (?:does|do|did)(?: not|n't) (?:\w+ )?{_SAYS}\b",
-    rf"\b(?:is|are|was|were)(?: not|n't) (?:\w+ )?(?:mentioned|specified|stated|described|provided|given|indicated|"
-    rf"visible|clear)\b(?= (?:in|by|from) (?:the|this) (?:\w+ )?{_SOURCE}|\s*(?:$|[.,]|whether|which|what|if))",
+    rf"\b(?:is|are|was|were)(?: not|n't) (?:\w+ )?(?:mentioned|specified|stated|described|provided|given|"
+    rf"indicated|visible|clear)\b(?= (?:in|by|from) (?:the|this) (?:\w+ )?{_SOURCE}|"
+    rf"\s*(?:$|[.,]|whether|which|what|if))",
     r"\b(?:unclear|unknown|undetermined|indeterminate)\b",
-    r"\bnone of (?:the|these|those) (?:above|options?|choices|answers|given|provided|listed)\b|\bnone of them\b",
+    r"\bnone of (?:the|these|those) (?:above|options?|choices|answers|given|provided|listed)\b|"
+    r"\bnone of them\b",
     r"\bno (?:option|choice|answer|correct answer) (?:matches|fits|is correct|applies|given|provided)\b",
     r"\bi (?:do not|don't) (?:know|have (?:enough|access|the|any))\b",
     r"\bas an ai\b|\bi(?:'m| am) sorry\b|^\W*sorry\b|\bi (?:apologi[sz]e)\b",
@@ -41,19 +44,21 @@ _ENGLISH = (
     r"^\W*(?:n/a|not applicable|unanswerable|undecidable|no answer)\W*$",
 )
 _OTHERS = (
-    r"无法(?:确定|判断|回答|得知|看到|识别)|不能(?:确定|判断|回答)|没有(?:足够|提供|提及|提到|说明)|信息不足|未(?:提及|提到|说明)|"
+    r"无法(?:确定|判断|回答|得知|看到|查看|识别|选择)|不能(?:确定|判断|回答)|没有(?:足够|提供|提及|提到|说明)|信息不足|未(?:提及|提到|说明)|"
     r"不(?:知道|清楚|确定)|以上(?:都|皆)(?:不|非)",
-    r"\bnicht (?:\w+ )?(?:bestimmen|sagen|beantworten|erkennen|feststellen|möglich|ersichtlich|erwähnt|genügend)\b|"
-    r"\bkeine der (?:optionen|antworten|genannten)\b|\bnicht genug\b",
-    r"\bne (?:peux|peut|permet|mentionne|précise|suffit)\b|\bimpossible de (?:déterminer|répondre|savoir|dire)\b|"
+    r"\bnicht (?:\w+ )?(?:bestimmen|sagen|beantworten|erkennen|feststellen|möglich|ersichtlich|erwähnt|"
+    r"genügend)\b|\bkeine der (?:optionen|antworten|genannten)\b|\bnicht genug\b",
+    r"\bne (?:peux|peut|permet|mentionne|précise|suffit)\b|"
+    r"\bimpossible de (?:déterminer|répondre|savoir|dire)\b|"
     r"\baucune des (?:options|réponses)\b|\bpas assez d'information",
     r"\bno (?:se |lo )?(?:puedo|puede|es posible|hay suficiente|menciona|especifica|sé)\b|\bninguna de las\b",
     r"\bnão (?:\w+ )?(?:posso|possível|consigo|pode|menciona|especifica|há informaç|sei)\b|\bnenhuma das\b",
     r"\bnon (?:\w+ )?(?:posso|possibile|può|menziona|specifica|ci sono (?:abbastanza )?informazioni|so)\b|"
     r"\bnessuna delle\b",
-    r"невозможно|нельзя (?:определить|сказать|ответить)|не могу|недостаточно информации|не упоминается|не указан|"
-    r"не знаю|ни один из",
-    r"(?:判断|特定|回答|確定|決定)(?:でき|することはでき)(?:ません|ない)|わかりません|分かりません|情報が(?:不足|足り)|記載(?:がない|されていない|はありません)|알 수 없",
+    r"невозможно|нельзя (?:определить|сказать|ответить)|не могу|недостаточно информации|не упоминается|"
+    r"не указан|не знаю|ни один из",
+    r"(?:判断|特定|回答|確定|決定)(?:でき|することはでき)(?:ません|ない)|わかりません|"
+    r"分かりません|情報が(?:不足|足り)|記載(?:がない|されていない|はありません)|알 수 없",
 )
 _REFUSAL = re.compile("|".join((*_ENGLISH, *_OTHERS)), re.I)
 # "the description does not mention a dog" rules out an option; it does not refuse
@@ -86,7 +91,7 @@ def after_refusals(text: str, mentions: Callable[[str], Sequence[Mention]] | Non
 
 def _parts(sentence: str) -> list[str]:
     cuts = [0, *(turn.start() for turn in _TURNS.finditer(sentence)), len(sentence)]
-    return [sentence[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [sentence[start:end] for start, end in pairwise(cuts)]
 
 
 def _names_instead(part: str, mentions: Callable[[str], Sequence[Mention]]) -> bool:

@@ -10,8 +10,8 @@ from prismcap.evaluate.scoring.choice import MAX_OPTIONS, extract_choice
 from prismcap.evaluate.scoring.conclusions import Extraction
 from prismcap.evaluate.scoring.judge import Judge
 from prismcap.evaluate.scoring.numbers import free_rules, score_free
-from prismcap.evaluate.scoring.refusal import is_refusal
-from prismcap.evaluate.scoring.replies import visible
+from prismcap.evaluate.scoring.refusal import after_refusals, is_refusal
+from prismcap.evaluate.scoring.replies import plain, visible
 from prismcap.evaluate.scoring.yes_no import NO, YES, extract_yes_no
 
 SCORING_VERSION = 1  # raise it whenever a rule changes: scores of another version are not comparable
@@ -66,8 +66,8 @@ def _choice(question: Question, reply: str, judge: Judge | None) -> Scored:
     letters = [chr(ord("A") + position) for position in range(num_options)]
     if not 1 <= num_options <= MAX_OPTIONS or answer not in letters:
         raise DataError(
-            f"question {question.id}: answer {question.answer!r} among {num_options} options: a choice question "
-            f"has 1 to {MAX_OPTIONS} options and one of their letters as answer"
+            f"question {question.id}: answer {question.answer!r} among {num_options} options: a choice "
+            f"question has 1 to {MAX_OPTIONS} options and one of their letters as answer"
         )
     found = extract_choice(reply, question.options)
     if found.value is None and judge is not None and needs_judge(question, reply):
@@ -87,8 +87,12 @@ def _scored(found: Extraction, answer: str, reply: str, num_answers: int) -> Sco
 
 
 def _free(question: Question, reply: str) -> Scored:
-    rules = question.rules if question.kind == "number" else {**question.rules, "answer_type": "text"}
-    scored = score_free(reply, question.answer, free_rules(rules, question.answer, question.id))
-    if not scored.right and scored.how not in ("boxed", "answer_form") and is_refusal(reply):
-        return Scored(False, None, REFUSED, refused=True, expected=0.0)
+    given = question.rules if question.kind == "number" else {**question.rules, "answer_type": "text"}
+    rules = free_rules(given, question.answer, question.id)
+    scored = score_free(reply, question.answer, rules)
+    if scored.how not in ("boxed", "answer_form", "conclusion") and is_refusal(reply):
+        kept = after_refusals(plain(visible(reply)))
+        scored = score_free(kept, question.answer, rules)
+        if scored.extracted is None:
+            return Scored(False, None, REFUSED, refused=True, expected=0.0)
     return Scored(scored.right, scored.extracted, scored.how, refused=False, expected=float(scored.right))

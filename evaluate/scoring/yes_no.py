@@ -30,19 +30,23 @@ _ENDS = (
 )
 _ALONE = {value: re.compile(rf"(?i){words}{_ENDS}") for value, words in _WORDS.items()}
 _BEGINS = re.compile(r"[\s:\"'“(\[\ue000]*")
-_DELIMITED = re.compile(r"(?:^|[.,:;!?—–(\n，。：]|\s-\s|\b(?:so|thus|therefore|hence)\b|因此|所以)[\s\"'(]*")
+_DELIMITED = re.compile(
+    r"(?i)(?:^|[.,:;!?—–(\n，。：]|\s-\s|\b(?:so|thus|therefore|hence|think|believe|say)\b|因此|所以)[\s\"'(]*"
+)
 _EXISTENCE = re.compile(
     r"^\W*(?:(?:is|are) there\b|(?:do|can) you see\b|does (?:the|this) (?:image|picture|photo|scene) "
     r"(?:show|contain|include|have|depict|feature)\b)",
     re.I,
 )
 _ABSENT = re.compile(
-    r"\b(?:there (?:is|are) (?:no\b|not\b)|there (?:isn't|aren't)\b|i (?:do not|don't|cannot|can't) see (?:a|an|any)\b|"
-    r"(?:image|picture|photo|scene) (?:does not|doesn't) (?:show|contain|include|have|depict|feature)\b)",
+    r"\b(?:there (?:is|are) (?:no|not)\b|there (?:isn't|aren't)\b|i (?:do not|don't) see (?:a|an|any)\b|"
+    r"(?:image|picture|photo|scene) (?:does not|doesn't) (?:show|contain|include|have|depict|feature)\b)"
+    r"(?! (?:enough|sufficient|information|details|indication|mention|evidence|way|doubt)\b)",
     re.I,
 )
 _PRESENT = re.compile(
-    r"\b(?:there (?:is|are) (?!no\b|not\b|nothing\b)|there's (?!no\b|not\b|nothing\b)|i (?:can )?see (?:a|an|the|some)\b|"
+    r"\b(?:there (?:is|are) (?!no\b|not\b|nothing\b)|there's (?!no\b|not\b|nothing\b)|"
+    r"i (?:can )?see (?!no\b|any\b|nothing\b)|"
     r"(?:image|picture|photo|scene) (?:shows|contains|includes|has|depicts|features)\b)",
     re.I,
 )
@@ -57,15 +61,16 @@ def yes_no_letters(options: Sequence[str]) -> dict[str, str]:
 
 
 def extract_yes_no(reply: str, question: str = "") -> Extraction:
-    """`yes`, `no` or None. how: `boxed`, `answer_form`, `leading`, `alone`; `existence` where the question asks
-    whether something is there and a sentence says that it is or is not; else `unmatched`."""
+    """`yes`, `no` or None. how: `boxed`, `answer_form`, `leading`, `alone`; `existence` where the question
+    asks whether something is there and a sentence says that it is or is not; else `unmatched`."""
     text = plain(visible(reply))
     found = settle(text, _conclusions(text))
     if found is not None:
         return found
     kept = after_refusals(text)
-    if kept and _EXISTENCE.search(question):
-        said = {value for value, form in ((YES, _PRESENT), (NO, _ABSENT)) if form.search(kept)}
+    if _EXISTENCE.search(question):
+        looked = ((YES, _PRESENT, kept), (NO, _ABSENT, text))
+        said = {value for value, form, part in looked if form.search(part)}
         if len(said) == 1:
             return Extraction(said.pop(), "existence", concluded=True)
     return UNMATCHED
