@@ -42,7 +42,8 @@ def compare_runs(folders: Sequence[Path], seed: int = 0) -> dict[str, Any]:
     if not result["comparisons"]:
         raise DataError(
             f"{', '.join(str(folder) for folder in folders)}: no two of the runs have cells of one "
-            "benchmark, with a question in common, that differ in at most one of perceiver, instruction and reasoner"
+            "benchmark, with a question in common, that differ in at most one of perceiver, instruction "
+            "and reasoner"
         )
     return result
 

@@ -12,17 +12,8 @@ from prismcap.configs.errors import ConfigError, DataError
 from prismcap.evaluate.prism.cells import Cell, Row, by_cell
 
 _SCORE = "write it with `prismcap prism run CONFIG`: its stage score does"
-_KEYS = (
-    "benchmark",
-    "id",
-    "cluster",
-    "perceiver",
-    "instruction",
-    "reasoner",
-    "description",
-    "status",
-    "right",
-)
+_CELL = ("benchmark", "perceiver", "instruction", "reasoner")
+_KEYS = ("id", *_CELL, "cluster", "description", "status", "right")
 
 
 @dataclass(frozen=True)
@@ -36,17 +27,16 @@ class FinishedRun:
     cells: dict[Cell, dict[str, Row]]
 
 
-def read_finished(folders: Sequence[Path]) -> list[FinishedRun]:
+def read_finished(folders: Sequence[Path], at_least: int) -> list[FinishedRun]:
     """Read run folders that are to be seen together, in their order, labelled by folder name where that is
     unique.
 
-    Raises ConfigError for less than two folders or one given twice; DataError, naming file and row, for a
-    folder that is no scored run, a damaged file, and a benchmark whose questions are not the same in two runs.
+    Raises ConfigError for fewer folders than `at_least` or one given twice; DataError, naming file and row,
+    for a folder that is no scored run, a damaged file, and a benchmark whose questions differ between runs.
     """
-    if len({folder.resolve() for folder in folders}) != len(folders) or len(folders) < 2:
-        raise ConfigError(
-            f"give two or more different run folders, got {[str(folder) for folder in folders]}"
-        )
+    if len({folder.resolve() for folder in folders}) != len(folders) or len(folders) < at_least:
+        given = ", ".join(str(folder) for folder in folders) or "none"
+        raise ConfigError(f"give at least {at_least} run folders, each once; got {given}")
     names = [folder.resolve().name for folder in folders]
     labels = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
     runs = [_read(folder, label) for folder, label in zip(folders, labels, strict=True)]

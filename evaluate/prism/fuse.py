@@ -29,7 +29,7 @@ class Fused:
 
 @dataclass(frozen=True)
 class _Source:
-    """One perceiver told one thing in one run. texts: (benchmark, id) -> description, None where it failed."""
+    """One perceiver told one thing in one run. texts: (benchmark, id) -> description, None if it failed."""
 
     perceiver: str
     instruction: str
@@ -46,7 +46,7 @@ def fuse(folders: Sequence[Path], out: Path, perceivers: Collection[str] = ()) -
     without any has no row. Raises as finished.read_finished; ConfigError for a perceiver of no run; DataError
     where there is nothing to fuse or the file cannot be written.
     """
-    runs = read_finished(folders)
+    runs = read_finished(folders, at_least=1)
     sources = [source for run in runs for source in _sources(run)]
     known = {source.perceiver for source in sources}
     for name in perceivers:

@@ -19,7 +19,7 @@ from prismcap.evaluate.statistics.paired import mcnemar
 
 def run_folder(folder: Path, rows: list[dict[str, Any]], checksum: str = "c0ffee") -> Path:
     folder.mkdir(parents=True)
-    benchmarks = dict.fromkeys((row["benchmark"] for row in rows), {"checksum": checksum})
+    benchmarks = {row["benchmark"]: {"checksum": checksum} for row in rows}
     about = {"name": folder.name, "complete": True}
     (folder / "results.json").write_text(json.dumps({"about": about, "benchmarks": benchmarks}))
     (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -84,7 +84,7 @@ def test_runs_without_anything_in_common_are_refused(tmp_path: Path) -> None:
 def test_two_different_folders_are_needed(tmp_path: Path) -> None:
     one = run_folder(tmp_path / "one", answers(1, 0.4))
     for folders in ([one], [one, tmp_path / "x" / ".." / "one"]):
-        with pytest.raises(ConfigError, match="two or more different"):
+        with pytest.raises(ConfigError, match="at least 2 run folders, each once"):
             compare_runs(folders)
 
 
@@ -168,6 +168,13 @@ def test_names_say_run_and_instruction_where_the_perceiver_alone_does_not(tmp_pa
         fuse(folders, tmp_path / "f.jsonl", perceivers=["dogg"])
     with pytest.raises(DataError, match="fusing takes two"):
         fuse(folders, tmp_path / "f.jsonl", perceivers=["dog"])
+
+
+def test_perceivers_of_one_run_can_be_fused(tmp_path: Path) -> None:
+    rows = described("cat", {"1": "A."}) + described("dog", {"1": "B."})
+    assert fuse([run_folder(tmp_path / "x", rows)], tmp_path / "f.jsonl").sources == ("cat", "dog")
+    with pytest.raises(ConfigError, match="at least 1 run folders"):
+        fuse([], tmp_path / "f.jsonl")
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
