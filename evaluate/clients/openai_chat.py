@@ -28,6 +28,7 @@ Messages = Sequence[Mapping[str, Any]]
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 # of an environment variable that holds a key; a key itself, given by mistake, seldom looks so
 VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
+KEY = re.compile(r"[!-~]+")
 # besides every 5xx: the request came too late, met another, came too early, or too many came
 RETRIED_STATUS = frozenset({408, 409, 425, 429})
 # up to so many thinking tokens an effort's name stands for; source: Gemini API, "OpenAI compatibility"
@@ -64,8 +65,8 @@ class ChatClient:
             raise ConfigError("url: must begin with http:// or https:// and a host, and end as a rule in /v1")
         if parts.username or parts.password or parts.query:
             raise ConfigError(
-                "url: must hold no user, password or `?…`: it is kept in files. Put the key into an environment "
-                "variable and name that in api_key_env"
+                "url: must hold no user, password or `?…`: it is kept in files. Put the key into an "
+                "environment variable and name that in api_key_env"
             )
         if options.api_key_env is not None and not VARIABLE.fullmatch(options.api_key_env):
             # not quoted: it may be the key
@@ -111,6 +112,12 @@ class ChatClient:
         key = os.environ.get(name, "").strip()
         if not key:
             raise DataError(f"{self.options.url}: the environment variable {name} (api_key_env) is not set")
+        if not KEY.fullmatch(key):
+            # a client's error about it would quote it
+            raise DataError(
+                f"{self.options.url}: what the environment variable {name} (api_key_env) holds is no key: "
+                "visible ASCII characters and no blanks"
+            )
         return key
 
     def _parameters(self, decoding: Decoding) -> dict[str, Any]:
@@ -203,7 +210,7 @@ class _Run:
         return failed(f"{reason} (after {attempts} attempts)", latency_s=latency_s, retries=attempts - 1)
 
     async def _send(self, endpoint: AsyncOpenAI, messages: Messages) -> str:
-        """The body of one reply. Raises _Retriable, _Refused, and DataError for what concerns all requests."""
+        """The body of one reply. Raises _Retriable, _Refused, and DataError for what concerns all."""
         import openai
 
         try:

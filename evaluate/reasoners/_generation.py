@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any, Literal
 
 import torch
@@ -27,7 +26,7 @@ MIN_SHARED_TOKENS = 8  # below that computing the shared part apart saves nothin
 
 @dataclass(frozen=True)
 class Reply:
-    """token_ids: up to the token that ended it, which num_tokens counts. seconds: of the batch, by its size."""
+    """token_ids: up to the token that ended it, which num_tokens counts. seconds: its part of the batch's."""
 
     token_ids: tuple[int, ...]
     num_tokens: int
@@ -130,8 +129,9 @@ class TextModel:
     def _num_shared(self, prompts: Sequence[Sequence[int]]) -> int:
         """How many first tokens are computed once for all prompts of a batch; 0 where it does not pay, or the
         model knows positions other than by their number (padding would be in the way of a window)."""
-        # the first and the last in order have in common what all have
-        common = len(os.path.commonprefix([list(min(prompts)), list(max(prompts))]))
+        # what the first and the last in order begin with, all begin with
+        pairs = zip(min(prompts), max(prompts), strict=False)
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         common = min(common, min(map(len, prompts)) - 1)
         if len(prompts) == 1 or common < MIN_SHARED_TOKENS:
             return 0

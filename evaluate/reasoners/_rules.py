@@ -24,7 +24,10 @@ class RuleReasoner:
         """A prompt that asks no question of a benchmark (to write an instruction, say) is a failure."""
         for position, request in enumerate(requests):
             if request.question is None:
-                yield position, failed("a rule answers questions of a benchmark, and this is none: take an LLM")
+                yield (
+                    position,
+                    failed("a rule answers questions of a benchmark, and this is none: take an LLM"),
+                )
             else:
                 text = self.rule(request.question, request.description)
                 yield position, Answer(text=text, finish_reason="stop", tokens_in=0, tokens_out=0)

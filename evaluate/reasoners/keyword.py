@@ -24,7 +24,8 @@ _EXISTS = re.compile(
 )
 # in the plural another thing than several of the singular
 _OWN_MEANING = frozenset(
-    "arms briefs clothes customs glasses goods grounds means news pants shorts spectacles tights woods".split()
+    {"arms", "briefs", "clothes", "customs", "glasses", "goods", "grounds"}
+    | {"means", "news", "pants", "shorts", "spectacles", "tights", "woods"}
 )
 _SIBILANTS = ("s", "x", "z", "ch", "sh")
 

@@ -22,8 +22,7 @@ def build(options: Options, context: ReasonerContext) -> RuleReasoner:  # noqa: 
 
 
 def guess(question: Question, seed: int) -> str:
-    """The same in every run of the seed, each of k options with a chance of 1/k; a refusal where the answer is
-    free."""
+    """The same in every run of the seed, each of k options with a chance of 1/k; free answers are refused."""
     if question.kind == "yes_no":
         choices = ["Yes.", "No."]
     else:

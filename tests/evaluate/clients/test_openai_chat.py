@@ -113,7 +113,7 @@ def test_requests_are_read_when_their_turn_comes() -> None:
         (Reply(drop=True), "ReadError"),
         (chat("late", delay_s=3.0), "timeout_s"),
     ],
-    ids="429 500 503 json html choices error cut drop slow".split(),
+    ids=["429", "500", "503", "json", "html", "choices", "error", "cut", "drop", "slow"],
 )
 def test_what_may_pass_is_tried_again_and_counted(fault: Reply, says: str) -> None:
     quick = {"timeout_s": 0.3} if "late" in fault.body else {}
@@ -230,16 +230,21 @@ def test_without_a_key_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_key_that_is_not_set_or_stands_in_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TEST_ENDPOINT_KEY", raising=False)
-    with faulty(always(chat("a"))) as server, pytest.raises(DataError, match="TEST_ENDPOINT_KEY.*not set"):
+    with faulty(always(chat("a"))) as server, pytest.raises(DataError, match=r"TEST_ENDPOINT_KEY.*not set"):
         ask(client(server, api_key_env="TEST_ENDPOINT_KEY"))
+    for value in (f"{KEY}\nX-Other: 1", f"“{KEY}”", f"{KEY} {KEY}"):
+        monkeypatch.setenv("TEST_ENDPOINT_KEY", value)
+        with faulty(always(chat("a"))) as server, pytest.raises(DataError, match="is no key") as raised:
+            ask(client(server, api_key_env="TEST_ENDPOINT_KEY"))
+        assert KEY not in str(raised.value) and not server.asked
     for options in (
         {"url": "http://x/v1", "api_key_env": KEY},
         {"url": f"https://user:{KEY}@x/v1"},
         {"url": f"https://x/v1?key={KEY}"},
     ):
-        with pytest.raises(ConfigError, match="environment variable") as raised:
+        with pytest.raises(ConfigError, match="environment variable") as refused:
             ChatClient(ChatOptions(model="m", **options))
-        assert KEY not in str(raised.value)
+        assert KEY not in str(refused.value)
     with pytest.raises(ConfigError, match="http://"):
         ChatClient(ChatOptions(model="m", url="localhost:8000/v1"))
 
@@ -247,7 +252,7 @@ def test_a_key_that_is_not_set_or_stands_in_the_config(monkeypatch: pytest.Monke
 def test_an_endpoint_that_is_down_ends_the_run_at_first_and_fails_rows_later() -> None:
     with faulty(always(chat("a"))) as server:
         down = client(server, max_retries=2)
-    with pytest.raises(DataError, match="cannot be reached.*start the server"):
+    with pytest.raises(DataError, match=r"cannot be reached.*start the server"):
         ask(down, 5)
 
     with faulty(always(chat("a"))) as server:
