@@ -67,11 +67,12 @@ class ChatModel:
         """Of one batch whose pictures could be read."""
         if not positions:
             return
+        exported = self.exported  # what goes wrong here concerns all
         begun_s = time.perf_counter()
         pictures = [self._pictures[views[position].image] for position in positions]
         try:
             inputs = model_inputs(
-                self.exported,
+                exported,
                 [picture for picture in pictures if isinstance(picture, Image.Image)],
                 [views[position].instruction for position in positions],
             )
@@ -85,9 +86,7 @@ class ChatModel:
                 yield from self._answers(views, [position])
             return
         tokens_in = inputs["attention_mask"].sum(1).tolist()
-        answers = generate_answers(
-            self.exported, inputs, self.decoding.max_new_tokens, self.decoding.num_beams
-        )
+        answers = generate_answers(exported, inputs, self.decoding.max_new_tokens, self.decoding.num_beams)
         latency_s = (time.perf_counter() - begun_s) / len(positions)
         for position, count, answer in zip(positions, tokens_in, answers, strict=True):
             yield position, answer_of(answer, int(count), latency_s)

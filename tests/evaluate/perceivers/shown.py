@@ -21,7 +21,8 @@ class Picture:
     def load(self) -> Image.Image:
         LOADED[self.colour] += 1
         image = Image.new("RGB", self.size, "white")
-        ImageDraw.Draw(image).ellipse((4, 4, self.size[0] - 8, self.size[1] // 2), fill=self.colour)
+        width, height = self.size
+        ImageDraw.Draw(image).ellipse((1, 1, 3 * width // 4, height // 2), fill=self.colour)
         return image
 
     def fingerprint(self) -> str:

@@ -22,6 +22,7 @@ from prismcap.evaluate.inference import FeatureStore, Request, generate_texts, i
 from prismcap.evaluate.perceivers import _local
 from prismcap.evaluate.perceivers._contract import PerceiverContext, PerceiveRequest
 from prismcap.evaluate.perceivers._several import ViewPerceiver
+from prismcap.model.generate import Generated
 from prismcap.model.restore import load_trained
 
 NEW = 6
@@ -274,3 +275,10 @@ def test_each_process_has_its_own_gpu(run_dir: Path, monkeypatch: pytest.MonkeyP
         _local.local_device("cuda")
     with pytest.raises(ConfigError, match="device 'gpu'"):
         _local.local_device("gpu")
+
+
+def test_an_empty_text_is_a_failure_with_its_counts(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "generate_stored", lambda *_, **__: [Generated("\n", (7,), "stop")])
+    (answer,) = describe(perceiver(run_dir), [ask(PICTURES[0])])
+    assert answer.status == "failed" and "before it wrote a word" in str(answer.error)
+    assert answer.tokens_out == 1 and answer.tokens_in is not None

@@ -57,7 +57,7 @@ def test_batches_equal_single_pictures(
     assert describe(perceiver(vlm(kind), 4, num_beams), requests) == single
     assert describe(perceiver(vlm(kind), 4, num_beams), requests[::-1]) == single[::-1]
     if num_beams == 1:
-        assert len({text for text, *_ in single}) > 3, "a mixed-up order would show"
+        assert len({text for text, *_ in single}) > 2, "a mixed-up order would show"
     assert len({tokens_in for _, _, _, tokens_in, _ in single}) > 1, "rows were padded"
 
 
@@ -135,23 +135,22 @@ def test_code_of_a_model_runs_only_where_it_is_allowed(
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     folder = tmp_path / "coded"
-    shutil.copytree(vlm("llava"), folder)
+    shutil.copytree(vlm("idefics3"), folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config |= {"model_type": "coded", "auto_map": {"AutoConfig": "coded.C"}}
-    config["auto_map"]["AutoModelForImageTextToText"] = "coded.M"
+    config["auto_map"] = {"AutoConfig": "coded.C", "AutoModelForImageTextToText": "coded.M"}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "coded.py").write_text(
         "from pathlib import Path\n"
         f"Path({str(tmp_path / 'ran')!r}).write_text('')\n"
-        "from transformers import LlavaConfig, LlavaForConditionalGeneration\n"
-        "class C(LlavaConfig):\n    model_type = 'coded'\n"
-        "class M(LlavaForConditionalGeneration):\n    config_class = C\n"
+        "from transformers import Idefics3Config, Idefics3ForConditionalGeneration\n"
+        "class C(Idefics3Config):\n    pass\n"
+        "class M(Idefics3ForConditionalGeneration):\n    config_class = C\n"
     )
     with pytest.raises(ConfigError, match="runs code of its own; refused"):
         describe(perceiver(folder), [ask(PICTURES[0])])
     assert not (tmp_path / "ran").exists()
     allowed = perceiver(folder, trust_remote_code=True)
-    assert describe(allowed, [ask(PICTURES[0])]) == describe(perceiver(vlm("llava")), [ask(PICTURES[0])])
+    assert describe(allowed, [ask(PICTURES[0])]) == describe(perceiver(vlm("idefics3")), [ask(PICTURES[0])])
     assert (tmp_path / "ran").exists()
 
 

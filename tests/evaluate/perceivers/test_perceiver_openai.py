@@ -75,7 +75,7 @@ def test_faults_of_one_request_fail_one_question(faulty: Any) -> None:
 def test_an_endpoint_that_is_down_ends_the_run() -> None:
     pytest.importorskip("openai", reason="the extra `eval` is not installed")
     nowhere = perceiver("http://127.0.0.1:9/v1")
-    with pytest.raises(DataError, match="http://127.0.0.1:9/v1: cannot be reached .*start the server"):
+    with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/v1: cannot be reached .*start the server"):
         list(nowhere.describe([ask(PICTURES[0])]))
 
 
@@ -83,13 +83,13 @@ def test_a_wrong_key_ends_the_run_and_is_never_named(faulty: Any, monkeypatch: p
     monkeypatch.setenv("TEST_KEY", "sk-very-secret")
 
     def script(asked: Any) -> Any:
-        return faulty.refusal(401, f"{asked.headers['Authorization']} is wrong")
+        return faulty.refusal(401, f"{asked.headers['authorization']} is wrong")
 
     with faulty.faulty(script) as server:
         api = perceiver(server.url, api_key_env="TEST_KEY")
         with pytest.raises(DataError, match="the key in TEST_KEY is refused") as raised:
             list(api.describe([ask(PICTURES[0])]))
-        assert server.asked[0].headers["Authorization"] == "Bearer sk-very-secret"
+        assert server.asked[0].headers["authorization"] == "Bearer sk-very-secret"
     assert "very-secret" not in f"{raised.value} {api.identity} {api!r}"
 
 
