@@ -123,6 +123,7 @@ def _question(run: int, item: Record, names: _Pool, picture: int) -> list[Any]:
     categories = [
         [names.number(str(column)), names.number(str(value))]
         for column, value in (item.get("categories") or {}).items()
+        if value
     ]
     options = [shortened(str(option)) for option in item["options"] or ()]
     text = shortened(str(item["question"]))
@@ -131,7 +132,7 @@ def _question(run: int, item: Record, names: _Pool, picture: int) -> list[Any]:
 
 
 def _answer(run: PrismFiles, item: Record, texts: _Pool, names: _Pool) -> list[int]:
-    """[perceiver, instruction, reasoner, description, reply, extracted, how, cause, marks]"""
+    """[perceiver, instruction, reasoner, description, reply, extracted, how, cause, marks, error]"""
     cause = run.causes.get((cell_key(item), str(item["id"])))
     marks = bool(item["right"]) | bool(item["refused"]) << 1 | bool(item.get("cut_off")) << 2
     marks |= (item.get("status", "ok") != "ok") << 3
@@ -145,6 +146,7 @@ def _answer(run: PrismFiles, item: Record, texts: _Pool, names: _Pool) -> list[i
         names.number(str(item["how"])),
         names.number(cause),
         marks,
+        texts.number(_text(item.get("error"))),
     ]
 
 

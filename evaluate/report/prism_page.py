@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,24 +25,31 @@ from prismcap.evaluate.report.prism_read import (
     TABLE,
     PrismFiles,
     cell_name,
-    read_runs,
+    name_perceivers,
+    read_prism,
 )
 from prismcap.evaluate.report.read import Record, ReportError
 
 
-def draw_prism(run_dirs: Sequence[Path], out: Path) -> Path:
+def draw_prism(run_dirs: Sequence[Path], out: Path, between_runs: Sequence[Record] = ()) -> Path:
     """Draw one run, or several side by side, into `out`. Returns it.
+
+    between_runs: comparisons of the runs' cells with each other, as results.json has them within a run; their
+    `a` and `b` also name their `run`.
 
     Raises ReportError (a DataError) when a folder is no Prism run, is damaged, is given twice, or the page
     cannot be written; MissingExtraError without matplotlib.
     """
     if not run_dirs:
         raise ReportError("no run folder was given. Name one that `prismcap prism run CONFIG` wrote.")
-    return write_page(out, render_prism(read_runs(run_dirs, labels_of(run_dirs)), out))
+    labels = labels_of(run_dirs)
+    runs = [read_prism(folder, label) for folder, label in zip(run_dirs, labels, strict=True)]
+    return write_page(out, render_prism(runs, out, deepcopy(list(between_runs))))
 
 
-def render_prism(runs: Sequence[PrismFiles], out: Path) -> str:
+def render_prism(runs: Sequence[PrismFiles], out: Path, between_runs: Sequence[Record] = ()) -> str:
     """The page as text. The same files give the same page. `out`: where links to the files start."""
+    name_perceivers(runs, between_runs)
     benchmarks = unique(name for run in runs for name in run.benchmarks)
     script = Markup(template("prism_script.html.j2").render())
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -49,7 +57,7 @@ def render_prism(runs: Sequence[PrismFiles], out: Path) -> str:
         title=" · ".join(run.label for run in runs),
         several=len(runs) > 1,
         heads=[_head(run, out) for run in runs],
-        benchmarks=[_benchmark(runs, name, number) for number, name in enumerate(benchmarks)],
+        benchmarks=[_benchmark(runs, name, number, between_runs) for number, name in enumerate(benchmarks)],
         causes=CAUSES,
         min_items=MIN_ITEMS,
         browser=browser_data(runs),
@@ -83,7 +91,9 @@ def _address(path: Path, out: Path) -> str:
     return quote(Path(os.path.relpath(path.resolve(), out.resolve().parent)).as_posix())
 
 
-def _benchmark(runs: Sequence[PrismFiles], name: str, number: int) -> dict[str, Any]:
+def _benchmark(
+    runs: Sequence[PrismFiles], name: str, number: int, between_runs: Sequence[Record]
+) -> dict[str, Any]:
     having = [(place, run) for place, run in enumerate(runs) if name in run.benchmarks]
     parts = [_part(run, place, name, number) for place, run in having]
     return {
@@ -92,6 +102,7 @@ def _benchmark(runs: Sequence[PrismFiles], name: str, number: int) -> dict[str, 
         "parts": parts,
         "labels": [run.label for _, run in having],
         "side_by_side": prism_rows.side_by_side([run for _, run in having], name),
+        "between_runs": prism_rows.comparison_rows(between_runs, name),
         "other_items": len({run.benchmarks[name].get("checksum") for _, run in having}) > 1,
         "budget": markup(prism_plots.budget_plot([run for _, run in having], name, f"prism-budget-{number}")),
     }
@@ -124,7 +135,7 @@ def _part(run: PrismFiles, place: int, benchmark: str, number: int) -> dict[str,
         "attribution": markup(prism_plots.attribution_plot(causes, f"prism-causes-{at}")),
         "attribution_rows": causes,
         "causes_found": prism_rows.causes_found(causes),
-        "comparisons": prism_rows.comparison_rows(run, benchmark),
+        "comparisons": prism_rows.comparison_rows(run.comparisons, benchmark),
         "left_out": run.left_out.get(benchmark, 0),
         "costs": prism_rows.cost_rows(cells),
         "totals": prism_rows.cost_totals(cells),

@@ -70,20 +70,19 @@ def cell_key(row: Mapping[str, Any]) -> CellKey:
 
 
 def cell_name(row: Mapping[str, Any]) -> str:
-    """'captioner + llm'."""
-    return f"{row['who']} + {row['reasoner']}"
+    """'captioner + llm', after the run where the row names one."""
+    run = f"{row['run']}: " if "run" in row else ""
+    return f"{run}{row['who']} + {row['reasoner']}"
 
 
-def read_runs(folders: Sequence[Path], labels: Sequence[str]) -> list[PrismFiles]:
-    """Read run folders, and give every row that names a cell `who`: its perceiver, with the instruction
-    where the runs have several of them."""
-    runs = [read_prism(folder, label) for folder, label in zip(folders, labels, strict=True)]
+def name_perceivers(runs: Sequence[PrismFiles], between_runs: Sequence[Record] = ()) -> None:
+    """Give every row that names a cell `who`: its perceiver, with the instruction where there are several."""
     rows = [row for run in runs for row in run.naming_rows()]
+    rows += [row[side] for row in between_runs for side in ("a", "b")]
     several = len({row["instruction"] for row in rows} - {NO_INSTRUCTION}) > 1
     for row in rows:
         told = f" ({row['instruction']})" if several and row["instruction"] != NO_INSTRUCTION else ""
         row["who"] = f"{row['perceiver']}{told}"
-    return runs
 
 
 def read_prism(folder: Path, label: str) -> PrismFiles:

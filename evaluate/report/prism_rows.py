@@ -69,9 +69,9 @@ def ability_tables(cells: Sequence[Record]) -> list[dict[str, Any]]:
     return tables
 
 
-def comparison_rows(run: PrismFiles, benchmark: str) -> list[dict[str, Any]]:
+def comparison_rows(comparisons: Iterable[Record], benchmark: str) -> list[dict[str, Any]]:
     """The comparisons of a benchmark with names and what may be said of each."""
-    rows = [row for row in run.comparisons if row["benchmark"] == benchmark]
+    rows = [row for row in comparisons if row["benchmark"] == benchmark]
     return [
         {
             **row,

@@ -111,6 +111,7 @@ def _reply(question: Row, cell: Row, rng: random.Random) -> Row:
         "description": None if blind or reasoner == "end_to_end" else f"There is a {seen} here. {detail}",
         "reply": reply,
         "status": "failed" if failed else "ok",
+        "error": "reason: 503 <overloaded>" if failed else None,
         "extracted": extracted,
         "how": "failed" if failed else "refusal" if refused else "none" if unmatched else "answer_is",
         "right": right,

@@ -112,7 +112,7 @@ def small(folder: Path, **options: Any) -> Path:
     )
 
 
-def test_the_page_is_one_file_that_asks_for_nothing(text: str, run: Path, tmp_path: Path) -> None:
+def test_the_page_is_one_file_that_asks_for_nothing(text: str, tmp_path: Path) -> None:
     page = Page(text)
     assert page.outside() == ["<a href=results.json>", "<a href=results.csv>", "<script>", "<script>"]
     assert page.open == []
@@ -121,10 +121,11 @@ def test_the_page_is_one_file_that_asks_for_nothing(text: str, run: Path, tmp_pa
     assert policy is not None and policy.startswith("default-src 'none'; img-src data:;")
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
+    run = small(tmp_path / "run with a space")
     elsewhere = draw_prism([run], tmp_path / "page.html").read_text(encoding="utf-8")
     (link,) = [a["href"] for _, a in Page(elsewhere).tags if (a.get("href") or "").endswith("results.json")]
-    assert link is not None and (tmp_path / link).resolve() == (run / "results.json").resolve()
-    assert drawn(run) == text, "the same files, the same page"
+    assert link == "run%20with%20a%20space/results.json"
+    assert drawn(run) == drawn(run), "the same files, the same page"
 
 
 def test_every_cell_stands_with_all_its_figures(tables: Tables, run: Path) -> None:
@@ -257,11 +258,12 @@ def test_names_from_files_are_escaped_everywhere(tmp_path: Path) -> None:
     assert "captioner<img src=x" in page.text and "recognition<img src=x" in page.text
 
 
-def test_several_runs_stand_side_by_side(run: Path, tmp_path: Path) -> None:
-    other = prism_run(tmp_path / "other", seed=3, instructions=("generic", "query"))
+def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
+    run = small(tmp_path / "first")
+    other = small(tmp_path / "other", seed=3, instructions=("generic", "query"))
     tables = Tables(draw_prism([run, other], tmp_path / "page.html").read_text(encoding="utf-8"))
     rows = tables.under("Runs side by side")
-    assert rows["cell"] == ["scenes_run", "other"]
+    assert rows["cell"] == ["first", "other"]
     first, second = (results_of(folder)["cells"] for folder in (run, other))
     a, b = first[0]["micro"], second[0]["micro"]
     difference = difference_of_rates(a, b)
@@ -278,15 +280,32 @@ def test_several_runs_stand_side_by_side(run: Path, tmp_path: Path) -> None:
     assert "different questions" in Page(draw_prism([run, other], tmp_path / "b.html").read_text()).text
 
 
+def test_comparisons_between_runs_name_their_runs(tmp_path: Path) -> None:
+    runs = [small(tmp_path / name, seed=seed) for seed, name in enumerate(("first", "second"))]
+    compared = results_of(runs[0])["comparisons"][:1]
+    compared[0]["a"]["run"], compared[0]["b"]["run"] = "first", "second"
+    compared[0] |= {"difference": {"mean": -0.25, "low": -0.4, "high": -0.1, "n": 12}, "p_holm": 0.01}
+    before = json.dumps(compared)
+    page = draw_prism(runs, tmp_path / "page.html", compared).read_text(encoding="utf-8")
+    assert json.dumps(compared) == before
+    row = Tables(page).under("Runs against each other")["first: captioner + keyword"]
+    assert row[:2] == ["second: blind + keyword", "-25.0\n-40.0 to -10.0"]
+    assert row[-1] == "first: captioner + keyword is better than second: blind + keyword by 25.0 points"
+    assert "Runs against each other" not in draw_prism(runs, tmp_path / "page.html").read_text()
+
+
 def test_pictures_end_where_the_page_would_be_too_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = small(tmp_path / "run")
     (folder / "pictures/scenes-3.png").unlink()
-    assert "1 questions have no picture" in Page(drawn(folder)).text
-    monkeypatch.setattr(prism_items, "MOST_PICTURE_BYTES", 3000)
     page = drawn(folder)
-    assert 0 < page.count("data:image/png") < 11 and "questions have no picture" in page
+    assert "1 question has no picture here" in page
+    num_pictures = page.count("data:image/png")  # drawn with the same word they are equal, and there once
+    monkeypatch.setattr(prism_items, "MOST_PICTURE_BYTES", 1500)
+    page = drawn(folder)
+    assert 0 < page.count("data:image/png") < num_pictures
+    assert "questions have no picture here" in page
 
 
 def test_very_long_texts_are_shortened_in_the_middle() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prism_runs import prism_run
 from test_prism_page import drawn, edited, results_of, small
 from test_report import Page, fake_run
 
@@ -23,7 +22,7 @@ from prismcap.evaluate.report.prism_rows import cost_totals, is_shown, verdict
         ({"num_questions": 1}, "1 question, 3 cells"),
         ({"attributed": False}, "Not attributed"),
         ({"pictures": False}, "12 questions have no picture"),
-        ({"reasoners": ["keyword", "llm"]}, "12 questions, 5 cells"),
+        ({"reasoners": ["keyword", "smollm2"]}, "12 questions, 5 cells"),
     ],
 )
 def test_a_small_run_is_drawn(tmp_path: Path, options: dict[str, Any], said: str) -> None:
@@ -118,7 +117,7 @@ def test_what_is_no_prism_run_is_named(tmp_path: Path) -> None:
     trained = fake_run(tmp_path / "trained")
     with pytest.raises(DataError, match=r"results.json is missing.*prismcap report .*trained"):
         draw_prism([trained], tmp_path / "page.html")
-    folder = prism_run(tmp_path / "run", num_questions=2)
+    folder = small(tmp_path / "run")
     with pytest.raises(DataError, match="given twice"):
         draw_prism([folder, folder], tmp_path / "page.html")
     with pytest.raises(DataError, match="no run folder was given"):
