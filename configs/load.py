@@ -76,15 +76,15 @@ _UniqueKeyLoader.add_implicit_resolver(
 )
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], over: dict[str, Any], whole_file: bool = False) -> dict[str, Any]:
     """Mappings merge key by key; lists and scalars replace; null removes a key of the base. The key `*`
     is for every mapping in the base's (`stages: {"*": {precision: fp32}}`), before the keys beside it.
 
     A mapping that names another component (`name:` differs) replaces the base's whole mapping:
     the options of one encoder mean nothing to another. A null there is an option's value, as in a file
-    without a base.
+    without a base. whole_file: the mappings are files, whose `name` is that of a run.
     """
-    if "name" in over and "name" in base and over["name"] != base["name"] and "stages" not in base:
+    if not whole_file and "name" in over and "name" in base and over["name"] != base["name"]:
         return dict(over)
     over = dict(over)
     everywhere = over.pop(EVERY, None)
@@ -114,8 +114,8 @@ def read_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     result: dict[str, Any] | None = None
     for base in bases if isinstance(bases, list) else [bases]:
         below = read_with_bases(find_config(base, beside=path), (*seen, path.resolve()))
-        result = below if result is None else merge(result, below)
-    return values if result is None else merge(result, values)
+        result = below if result is None else merge(result, below, whole_file=True)
+    return values if result is None else merge(result, values, whole_file=True)
 
 
 def apply_override(values: dict[str, Any], text: str) -> None:

@@ -28,6 +28,7 @@ Messages = Sequence[Mapping[str, Any]]
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 # of an environment variable that holds a key; a key itself, given by mistake, seldom looks so
 VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
+KEY = re.compile(r"[!-~]+")
 # besides every 5xx: the request came too late, met another, came too early, or too many came
 RETRIED_STATUS = frozenset({408, 409, 425, 429})
 # up to so many thinking tokens an effort's name stands for; source: Gemini API, "OpenAI compatibility"
@@ -111,6 +112,12 @@ class ChatClient:
         key = os.environ.get(name, "").strip()
         if not key:
             raise DataError(f"{self.options.url}: the environment variable {name} (api_key_env) is not set")
+        if not KEY.fullmatch(key):
+            # a client's error about it would quote it
+            raise DataError(
+                f"{self.options.url}: what the environment variable {name} (api_key_env) holds is no key: "
+                "visible ASCII characters and no blanks"
+            )
         return key
 
     def _parameters(self, decoding: Decoding) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from prismcap.configs.errors import ConfigError
-from prismcap.configs.load import PRESETS, load_config, presets, to_yaml
+from prismcap.configs.load import PRESETS, load_any, load_config, load_prism, presets, to_yaml
 from prismcap.configs.registry import PACKAGES, available, component_module
+from prismcap.configs.schema.prism import Decoding, PrismConfig
 from prismcap.configs.schema.run import RunConfig
 
 MINIMAL = """
@@ -199,10 +200,38 @@ def test_an_option_of_null_comes_back(base: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", presets())
 def test_every_preset_validates_and_round_trips(name: str, tmp_path: Path) -> None:
-    config = load_config(name)
+    config = load_any(name)
     again = tmp_path / "resolved.yaml"
     again.write_text(to_yaml(config))
-    assert load_config(again) == config
+    assert load_any(again) == config
+
+
+def test_presets_of_prism_are_told_from_those_of_training() -> None:
+    prism = [name for name in presets() if isinstance(load_any(name), PrismConfig)]
+    assert prism == ["demo/prism", "prism/long", "prism/paper", "prism/released"]
+    with pytest.raises(ConfigError, match="a Prism run"):
+        load_config("demo/prism")
+    with pytest.raises(ConfigError, match="a run of training"):
+        load_prism("demo/scenes")
+
+
+def test_presets_of_prism_decode_as_the_facts_say() -> None:
+    """Source: arXiv 2406.14544 (paper) and its published code (released)."""
+    decoding = {name: load_prism(f"prism/{name}").decoding for name in ("paper", "released", "long")}
+    paper, released, long = decoding["paper"], decoding["released"], decoding["long"]
+    assert (paper.perceive, paper.reason) == (Decoding(max_new_tokens=512), Decoding(max_new_tokens=512))
+    assert released.perceive == Decoding(max_new_tokens=512, num_beams=5)
+    assert released.reason == Decoding(max_new_tokens=256)
+    assert (long.perceive, long.reason) == (Decoding(max_new_tokens=2048), Decoding(max_new_tokens=2048))
+
+
+def test_a_wrong_key_of_a_prism_config_names_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: prism/paper\nname: mine\nreasoners: {llm: {modle: x}}\n")
+    with pytest.raises(ConfigError, match=r"modle.*Did you mean 'model'"):
+        load_any(path)
+    with pytest.raises(ConfigError, match=r"decodng.*Did you mean 'decoding'"):
+        load_prism("prism/paper", ["decodng.reason.max_new_tokens=3"])
 
 
 def test_presets_are_found_by_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,14 +232,19 @@ def test_a_key_that_is_not_set_or_stands_in_the_config(monkeypatch: pytest.Monke
     monkeypatch.delenv("TEST_ENDPOINT_KEY", raising=False)
     with faulty(always(chat("a"))) as server, pytest.raises(DataError, match=r"TEST_ENDPOINT_KEY.*not set"):
         ask(client(server, api_key_env="TEST_ENDPOINT_KEY"))
+    for value in (f"{KEY}\nX-Other: 1", f"“{KEY}”", f"{KEY} {KEY}"):
+        monkeypatch.setenv("TEST_ENDPOINT_KEY", value)
+        with faulty(always(chat("a"))) as server, pytest.raises(DataError, match="is no key") as raised:
+            ask(client(server, api_key_env="TEST_ENDPOINT_KEY"))
+        assert KEY not in str(raised.value) and not server.asked
     for options in (
         {"url": "http://x/v1", "api_key_env": KEY},
         {"url": f"https://user:{KEY}@x/v1"},
         {"url": f"https://x/v1?key={KEY}"},
     ):
-        with pytest.raises(ConfigError, match="environment variable") as raised:
+        with pytest.raises(ConfigError, match="environment variable") as refused:
             ChatClient(ChatOptions(model="m", **options))
-        assert KEY not in str(raised.value)
+        assert KEY not in str(refused.value)
     with pytest.raises(ConfigError, match="http://"):
         ChatClient(ChatOptions(model="m", url="localhost:8000/v1"))
 

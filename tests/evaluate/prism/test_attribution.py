@@ -62,6 +62,8 @@ HELP = [blind(right=True), reference(right=True), end_to_end(right=True)]
         (item(), [reference() | REFUSED], "unexplained"),
         (item(), [reference() | UNREAD], "unexplained"),
         (item(), [reference() | CUT_OFF], "unexplained"),
+        (item(), [reference(cut_off=True)], "unexplained"),  # though a letter could be read
+        (item(), [reference(refused=True)], "unexplained"),
         (item(), [reference() | FAILED], "unexplained"),
         (item(), [reference() | FAILED, end_to_end(right=True)], "perception_lost"),
         (item(), [end_to_end(right=True)], "perception_lost"),
