@@ -45,7 +45,7 @@ CATEGORY_OPTIONS = {
     "tool": "a tool",
     "instrument": "a musical instrument",
 }
-_ARGUABLE = frozenset({"food", "plant"})  # a lemon is both: never offered beside each other
+_ARGUABLE = ("food", "plant")  # a lemon is both: only the one with more words is asked for
 _WORD = re.compile(r"[a-z0-9'-]+")
 
 
@@ -69,10 +69,16 @@ class Asker:
     def __init__(self, objects: ObjectSet) -> None:
         self.words = objects.words
         numbers = Counter({stamp.word: stamp.category for stamp in objects.stamps}.values())
-        # in a fixed order; of few, the others are offered too, as wrong options
-        self.categories = tuple(category for category in CATEGORY_OPTIONS if numbers[category])
-        self.offered = self.categories if len(self.categories) > 4 else tuple(CATEGORY_OPTIONS)
-        self.counted = max(CATEGORY_OPTIONS, key=lambda category: numbers[category])
+        rarer = min(_ARGUABLE, key=lambda category: numbers[category])
+        known = [category for category in CATEGORY_OPTIONS if category != rarer]
+        self.categories = tuple(category for category in known if numbers[category])
+        # of few, the others are offered too, though never right
+        self.offered = (
+            self.categories
+            if len(self.categories) >= 4
+            else (*self.categories, *(category for category in known if not numbers[category]))
+        )
+        self.counted = max(known, key=lambda category: numbers[category])
 
     def ask(
         self, ability: Ability, graph: SceneGraph, number: int, right: int, rng: random.Random
@@ -81,7 +87,7 @@ class Asker:
         if ability == "recognition":
             return self._recognition(graph, right, rng)
         if ability == "category":
-            return self._category(graph, self.categories[number % len(self.categories)], right, rng)
+            return self._category(graph, number, right, rng)
         if ability == "left_right":
             return _left_right(graph, right, rng)
         if ability == "counting":
@@ -114,18 +120,17 @@ class Asker:
             return None
         return _placed("Which of these is in the picture?", rng.choice(graph.words), wrong, right)
 
-    def _category(self, graph: SceneGraph, category: str, right: int, rng: random.Random) -> Asked | None:
+    def _category(self, graph: SceneGraph, number: int, right: int, rng: random.Random) -> Asked | None:
+        """In a row of as many questions as there are categories, each is right once and wrong three times."""
+        block, own = divmod(number, len(self.categories))
+        category = self.categories[own]
         those = [item for item in graph.objects if item.category == category]
         if not those:
             return None
-        others = [
-            other for other in self.offered if other != category and not _ARGUABLE.issubset((other, category))
-        ]
-        wrong = rng.sample(others, 3)
-        while _ARGUABLE.issubset(wrong):
-            wrong = rng.sample(others, 3)
+        steps = random.Random(block).sample(range(1, len(self.offered)), 3)
+        wrong = [CATEGORY_OPTIONS[self.offered[(own + step) % len(self.offered)]] for step in steps]
         asked = f"What kind of thing is {PLACE_PHRASES[rng.choice(those).place]}?"
-        return _placed(asked, CATEGORY_OPTIONS[category], [CATEGORY_OPTIONS[other] for other in wrong], right)
+        return _placed(asked, CATEGORY_OPTIONS[category], wrong, right)
 
     def _counting(self, graph: SceneGraph, category: str | None, right: int) -> Asked | None:
         """The options in the order of numbers: the right one's position is the answer."""
@@ -133,7 +138,8 @@ class Asker:
         if category is None:
             text, first, count = "How many objects are there?", 1, len(kinds)
         else:
-            if "unclear" in kinds or (category in _ARGUABLE and _ARGUABLE - {category} & set(kinds)):
+            arguable = {*_ARGUABLE} - {category} if category in _ARGUABLE else set()
+            if not {"unclear", *arguable}.isdisjoint(kinds):
                 return None
             text, first, count = f"How many {CATEGORY_PLURALS[category]} are there?", 0, kinds.count(category)
         return Asked(text, NUMBERS[first : first + 4], right) if count == first + right else None
