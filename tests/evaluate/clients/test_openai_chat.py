@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from faulty_server import Asked, FaultyServer, Reply, chat, faulty, refusal
 
-from prismcap.configs.errors import ConfigError, DataError
+from prismcap.configs.errors import ConfigError, DataError, MissingExtraError
 from prismcap.configs.schema.prism import Decoding
 from prismcap.evaluate.clients.answer import Answer
 from prismcap.evaluate.clients.openai_chat import ChatClient, ChatOptions
@@ -350,6 +351,14 @@ def test_ctrl_c_ends_the_waiting() -> None:
         with pytest.raises(KeyboardInterrupt):
             next(answers)
         wait_until(lambda: server.under_way == 0)
+
+
+def test_without_the_package_the_error_says_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    asking = ChatClient(ChatOptions(url="http://127.0.0.1:9/v1", model="m"))
+    assert list(asking.complete([], Decoding())) == []
+    with pytest.raises(MissingExtraError, match=r"'openai'.*\[eval\]"):
+        ask(asking)
 
 
 def test_the_identity_is_address_and_model() -> None:
