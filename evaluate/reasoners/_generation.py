@@ -57,7 +57,7 @@ class TextModel:
         return wanted if self.max_positions is None else min(wanted, self.max_positions - num_prompt_tokens)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], decoding: Decoding, batch_size: int, seed: int = 0
+        self, prompts: Sequence[list[int]], decoding: Decoding, batch_size: int, seed: int = 0
     ) -> Iterator[tuple[int, Reply]]:
         """(position in prompts, reply) of each, batch by batch, prompts of like length together.
 
@@ -91,7 +91,7 @@ class TextModel:
 
     @torch.no_grad()
     def _run(
-        self, prompts: Sequence[Sequence[int]], decoding: Decoding, limit: int, seed: int
+        self, prompts: Sequence[list[int]], decoding: Decoding, limit: int, seed: int
     ) -> list[list[int]]:
         shared = self._num_shared(prompts) if decoding.num_beams == 1 else 0
         input_ids_BT, mask_BT = self._padded(prompts, shared)
@@ -112,7 +112,7 @@ class TextModel:
         rows: list[list[int]] = sequences_BG[:, input_ids_BT.shape[1] :].tolist()
         return rows
 
-    def _padded(self, prompts: Sequence[Sequence[int]], shared: int) -> tuple[Tensor, Tensor]:
+    def _padded(self, prompts: Sequence[list[int]], shared: int) -> tuple[Tensor, Tensor]:
         """Token ids and mask: new tokens follow every prompt at once, and the shared beginnings lie above
         each other, so the padding is between the two. Positions are counted by the mask."""
         length = max(map(len, prompts))
@@ -126,7 +126,7 @@ class TextModel:
             mask_BT[row, rest:] = 1
         return input_ids_BT.to(self.device), mask_BT.to(self.device)
 
-    def _num_shared(self, prompts: Sequence[Sequence[int]]) -> int:
+    def _num_shared(self, prompts: Sequence[list[int]]) -> int:
         """How many first tokens are computed once for all prompts of a batch; 0 where it does not pay, or the
         model knows positions other than by their number (padding would be in the way of a window)."""
         # what the first and the last in order begin with, all begin with
@@ -149,7 +149,7 @@ class TextModel:
 
 
 @contextmanager
-def _seeded(seed: int, prompts: Sequence[Sequence[int]], sampling: bool) -> Iterator[None]:
+def _seeded(seed: int, prompts: Sequence[list[int]], sampling: bool) -> Iterator[None]:
     if not sampling:
         yield
         return
