@@ -187,6 +187,6 @@ def test_options_are_those_of_a_set_of_words(build: Build) -> None:
 
 
 def test_too_much_to_ask_is_an_error(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prismcap.evaluate.benchmarks.scenes._MAX_SCENES", 1)
-    with pytest.raises(ConfigError, match="no scene is left for question 0 of category: raise object_limit"):
-        build("scenes", num_questions=12, seed=3)
+    monkeypatch.setattr("prismcap.evaluate.benchmarks.scenes._MAX_SCENES", 0)
+    with pytest.raises(ConfigError, match="no scene is left for question 0 of recognition"):
+        build("scenes", num_questions=12)
