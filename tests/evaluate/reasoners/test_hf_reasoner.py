@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from reasoner_context import context
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from prismcap.configs.cache import cache_dir
@@ -89,12 +89,13 @@ def test_what_prompts_share_is_computed_once_and_changes_nothing(
 
 
 def test_a_window_of_attention_sees_no_padding(save_model: Any) -> None:
-    folder = save_model(model_type="mistral", sliding_window=16)
-    assert AutoConfig.from_pretrained(folder).model_type == "mistral"
-    together = [answer.text for answer in ask(folder, PROMPTS)]
-    assert together == [answer.text for answer in ask(folder, PROMPTS, batch_size=1)]
+    # of the shortest the window reaches well into what all share
+    prompts = [f"{TASK}{'a cat and ' * i}?" for i in range(6)]
+    folder = save_model(model_type="mistral", sliding_window=24)
+    together = [answer.text for answer in ask(folder, prompts, batch_size=6)]
+    assert together == [answer.text for answer in ask(folder, prompts, batch_size=1)]
     wide = save_model(model_type="mistral", sliding_window=None)
-    assert together != [answer.text for answer in ask(wide, PROMPTS)], "the window is at work"
+    assert together != [answer.text for answer in ask(wide, prompts)], "the window is at work"
 
 
 def test_equal_prompts_are_generated_once(tiny_llm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
