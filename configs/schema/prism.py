@@ -82,6 +82,7 @@ class DecodingConfig(Section):
     instruct: Decoding = Decoding()
     perceive: Decoding = Decoding()
     reason: Decoding = Decoding()
+    judge: Decoding = Decoding()
 
 
 class LocalConfig(Section):
@@ -108,6 +109,10 @@ class PrismConfig(Section):
         default=(), description="none: every combination, and every reasoner blind"
     )
     decoding: DecodingConfig = DecodingConfig()
+    judge: str | None = Field(
+        default=None,
+        description="a reasoner's name; it says which option a reply chooses where no rule could tell",
+    )
     local: LocalConfig = LocalConfig()
     prices: dict[str, PriceConfig] = Field(
         default_factory=dict, description="by name of a perceiver or reasoner of this file"
@@ -146,6 +151,8 @@ class PrismConfig(Section):
                     f"instructions.{name}.written_by: no reasoner {instruction.written_by!r}; "
                     f"there are {', '.join(self.reasoners)}"
                 )
+        if self.judge is not None and self.judge not in self.reasoners:
+            raise ValueError(f"judge: no reasoner {self.judge!r}; there are {', '.join(self.reasoners)}")
         for name in self.prices:
             if name not in self.perceivers and name not in self.reasoners:
                 raise ValueError(f"prices.{name}: neither a perceiver nor a reasoner of this file")

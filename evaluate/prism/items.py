@@ -9,6 +9,7 @@ from typing import Any
 from prismcap.configs.errors import DataError
 from prismcap.evaluate.benchmarks._contract import Question
 from prismcap.evaluate.prism.cells import Cell
+from prismcap.evaluate.prism.judging import RunJudge
 from prismcap.evaluate.prism.pipeline import Pipeline
 from prismcap.evaluate.prism.questions import Questions
 from prismcap.evaluate.prism.store import Entry
@@ -16,17 +17,19 @@ from prismcap.evaluate.results import PICTURES, save_thumbnail
 from prismcap.evaluate.scoring.score import Scored, score_reply
 
 
-def cell_items(pipeline: Pipeline, cell: Cell) -> Iterator[dict[str, Any]]:
+def cell_items(pipeline: Pipeline, cell: Cell, judge: RunJudge | None = None) -> Iterator[dict[str, Any]]:
     """The cell's rows in the order of its questions. Raises ConfigError where a stage before is not done."""
     questions = pipeline.questions(cell.benchmark)
     asked = questions.first(pipeline.cells[cell])
     described, replied = pipeline.descriptions(cell), pipeline.replies(cell)
+    if judge is not None:
+        judge.ask_ahead(list(zip(asked, replied, strict=True)))
     for question, description, reply in zip(asked, described, replied, strict=True):
         yield {
             **cell.as_dict(),
             **_about(question),
             **_description(description),
-            **_reply(question, reply, description),
+            **_reply(question, reply, description, judge),
             "picture": _thumbnail(pipeline.run_dir, questions, question),
         }
 
@@ -54,7 +57,9 @@ def _description(entry: Entry | None) -> dict[str, Any]:
     }
 
 
-def _reply(question: Question, entry: Entry | None, description: Entry | None) -> dict[str, Any]:
+def _reply(
+    question: Question, entry: Entry | None, description: Entry | None, judge: RunJudge | None
+) -> dict[str, Any]:
     """How the reply is scored. A failure, also of the description, is wrong and says what failed."""
     if entry is None or entry.answer.status == "failed":
         failed = description if entry is None else entry
@@ -63,7 +68,7 @@ def _reply(question: Question, entry: Entry | None, description: Entry | None) -
         scored = Scored(right=False, extracted=None, how="failed", refused=False, expected=0.0)
         status: dict[str, Any] = {"reply": "", "status": "failed", "error": f"{stage}: {error}"}
     else:
-        scored = score_reply(question, entry.answer.text)
+        scored = score_reply(question, entry.answer.text, judge)
         status = {"reply": entry.answer.text, "status": "ok", "error": None}
     return {
         **status,

@@ -15,6 +15,7 @@ from prismcap.evaluate.prism.attribution import attribute, reference_perceivers
 from prismcap.evaluate.prism.cells import Cell, cell_of
 from prismcap.evaluate.prism.cost import CostStage, price_of, total_cost
 from prismcap.evaluate.prism.items import cell_items
+from prismcap.evaluate.prism.judging import RunJudge
 from prismcap.evaluate.prism.pipeline import Pipeline
 from prismcap.evaluate.prism.store import Entry, Store
 from prismcap.evaluate.prism.summary import summarise
@@ -28,7 +29,9 @@ def score_run(pipeline: Pipeline) -> dict[str, Any]:
 
     Raises ConfigError where an earlier stage is not done.
     """
-    items = [row for cell in pipeline.cells for row in cell_items(pipeline, cell)]
+    name = pipeline.config.judge
+    judge = None if name is None else RunJudge(pipeline, name)
+    items = [row for cell in pipeline.cells for row in cell_items(pipeline, cell, judge)]
     references = reference_perceivers(pipeline.config)
     costs = {cell: cell_costs(pipeline, cell) for cell in pipeline.cells}
     names = list(dict.fromkeys(cell.benchmark for cell in pipeline.cells))
@@ -40,6 +43,7 @@ def score_run(pipeline: Pipeline) -> dict[str, Any]:
             "versions": versions(),
             "seed": pipeline.config.seed,
             "complete": all(row["status"] == "ok" for row in items),
+            **({} if judge is None else {"judge": judge.about()}),
         },
         "benchmarks": {
             name: {
