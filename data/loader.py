@@ -101,15 +101,14 @@ class StepLoader:
                 )
 
     def _read(self, steps: range) -> Iterator[StepData]:
-        for packed in read_ahead(
+        return read_ahead(
             _Steps(self),
             self.num_workers,
+            _Pinned(torch.accelerator.current_device_index()) if self.pin_memory else _Packed.unpacked,
             batch_size=None,
             sampler=steps,
             prefetch_factor=2 if self.num_workers else None,
-            pin_memory=self.pin_memory,
-        ):
-            yield packed.unpacked() if isinstance(packed, _Packed) else packed
+        )
 
     def load(self, step: int) -> StepData:
         """The data of one step, computed here and now. Raises DataError when `lengths` is wrong."""
@@ -260,9 +259,16 @@ class _Packed:
         ]
         return replace(self.data, micro_batches=batches)
 
-    def pin_memory(self) -> StepData:
-        """Called by the DataLoader, in a thread of its own when there are workers."""
-        data = self.unpacked()
+
+@dataclass(frozen=True)
+class _Pinned:
+    """Unpacks to pinned memory. In a thread the device has to be set anew, or every rank uses the first."""
+
+    device: int
+
+    def __call__(self, packed: _Packed) -> StepData:
+        torch.accelerator.set_device_index(self.device)
+        data = packed.unpacked()
         return replace(data, micro_batches=[batch.pin_memory() for batch in data.micro_batches])
 
 

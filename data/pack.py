@@ -54,6 +54,19 @@ class PixelInputs:
 
 
 Rejected = Callable[[Encoded, SampleRejected], None]
+Inputs = dict[ImageRef, tuple[Tensor, tuple[int, int]]]  # what ImageInputs.read gave
+
+
+def read_images(item: Encoded, images: ImageInputs, inputs: Inputs) -> None:
+    """Read into `inputs` those pictures of a sample that are not there.
+
+    Raises SampleRejected when one cannot be read, or is not of the size that the sample was encoded for.
+    """
+    for ref in item.images:
+        if ref not in inputs:
+            inputs[ref] = images.read(ref)
+    for ref, tiling in item.tiling_of.items():
+        _check_size(ref, tiling, *inputs[ref])
 
 
 def make_batches(
@@ -68,15 +81,11 @@ def make_batches(
     read is handed to `on_reject` and left out of its row; without `on_reject` its SampleRejected, which
     names the sample, is raised. Rows and micro-batches that lose all their samples go.
     """
-    inputs: dict[ImageRef, tuple[Tensor, tuple[int, int]]] = {}
+    inputs: Inputs = {}
 
     def readable(item: Encoded) -> bool:
         try:
-            for ref in item.images:
-                if ref not in inputs:
-                    inputs[ref] = images.read(ref)
-            for ref, tiling in item.tiling_of.items():
-                _check_size(ref, tiling, *inputs[ref])
+            read_images(item, images, inputs)
         except SampleRejected as error:
             named = SampleRejected(error.reason, f"sample {item.id!r}: {error}")
             if on_reject is None:
@@ -106,7 +115,7 @@ def _check_size(ref: ImageRef, tiling: Tiling, pixels: Tensor, size: tuple[int, 
 def collate(
     rows: Sequence[Sequence[Encoded]],
     pad_id: int,
-    inputs: dict[ImageRef, tuple[Tensor, tuple[int, int]]],
+    inputs: Inputs,
     kind: Literal["tiles", "features"] = "tiles",
 ) -> Batch:
     """One batch of packed rows. `inputs` holds what ImageInputs.read gave for every picture in them; how

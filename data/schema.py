@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from prismcap.configs.errors import DataError
+from prismcap.configs.schema.data import Geometry
 from prismcap.data.anyres import Grid, Tiling, best_grid
 
 Role = Literal["system", "user", "assistant"]
-Geometry = Literal["resize", "center_crop", "pad", "anyres"]
 IGNORE_INDEX = -100
 
 

@@ -89,7 +89,7 @@ def fit(
             warned_of_cut = True
             log.warning(
                 "stage %s, step %d: %d tokens were cut off samples longer than data.max_tokens or "
-                "max_text_tokens (said once; cut_tokens in log.jsonl counts them for every step)",
+                "data.max_text_tokens (said once; cut_tokens in log.jsonl counts them for every step)",
                 *(stage, step, record["cut_tokens"]),
             )
         if ranks.is_first:
@@ -144,7 +144,7 @@ def make_record(
     loss, accuracy/token and grad_norm are None for a skipped step, which has skipped_for and skipped_samples
     instead. accuracy/token: the share of supervised tokens that were the likeliest at their place.
     padding_share: of the positions computed. data_wait_share: of the step's time. cut_tokens: what did not
-    fit into data.max_tokens or max_text_tokens. mfu: model FLOPs (train/flops.py) over the time and the
+    fit into data.max_tokens or data.max_text_tokens. mfu: model FLOPs (train/flops.py) over the time and the
     devices' rates (train/device_rate.py); None without a meter.
     """
     time_s, waited_s, peak_mb = ranks.max([time.perf_counter() - started_s, waited_s, peak_memory_mb()])

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from prismcap.configs.schema.base import Component, Section
 
+Geometry = Literal["resize", "center_crop", "pad", "anyres"]
 Side = Annotated[int, Field(ge=1)]
 HD_TILES = 6  # of LLaVA-1.5-HD (arXiv 2310.03744, section 3.4): 1x1 to 1x6, 2x2, 2x3 and these turned
 
@@ -35,7 +36,7 @@ class DataConfig(Section):
     """The data mix of a stage."""
 
     mix: tuple[MixItem, ...] = Field(min_length=1)
-    geometry: Literal["resize", "center_crop", "pad", "anyres"] = "resize"
+    geometry: Geometry = "resize"
     max_tiles: int | None = Field(
         default=None,
         ge=1,
@@ -109,7 +110,9 @@ class BatchConfig(Section):
         description="most tokens of a packed row; 0: the default of the device "
         "(train/settle.py), and at least data.max_tokens",
     )
-    rows_per_micro_batch: int = Field(default=4, ge=1)
+    rows_per_micro_batch: int = Field(
+        default=4, ge=1, description="of a contrastive stage: pairs compared with each other"
+    )
     images_per_micro_batch: int = Field(
         default=64,
         ge=1,

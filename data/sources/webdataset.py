@@ -127,7 +127,7 @@ class WebDataset:
             message = f"{where}: a text of {member.size} bytes, more than {_MOST_TEXT_BYTES}"
             raise SampleRejected("row_malformed", message)
         try:
-            text = _read(shard.path, member, "no_caption", "row_malformed").decode()
+            text = _read(shard.path, member, "caption_unreadable", "row_malformed").decode()
         except UnicodeDecodeError as error:
             raise SampleRejected("row_malformed", f"{where}: not UTF-8 text: {error}") from error
         if member is pair.json:
@@ -160,7 +160,7 @@ def _json_caption(text: str, key: str, where: str) -> str:
 
 
 def _read(shard: Path, member: Member, gone: str, wrong: str) -> bytes:
-    """The bytes of a member. Raises SampleRejected: `gone` (no such shard) or `wrong` (not whole)."""
+    """The bytes of a member. Raises SampleRejected: `gone` (shard not to be read) or `wrong` (not whole)."""
     where = f"{shard}, member {member.name}"
     try:
         with shard.open("rb") as stream:

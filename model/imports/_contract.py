@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from prismcap.configs.errors import ConfigError
-from prismcap.model.imports._directories import Geometry
+from prismcap.configs.schema.data import Geometry
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM, CLIPVisionModel, PretrainedConfig
 
 from prismcap.configs.cache import PREFIX
 from prismcap.configs.errors import ConfigError
+from prismcap.configs.schema.data import Geometry
 from prismcap.model.convert.checkpoint import read_json
 from prismcap.model.hf.files import write_json
 from prismcap.model.hf.llm import DROPPED_KEYS, text_config
 from prismcap.model.huggingface import local_or_hub, unreachable
 from prismcap.model.imports._parts import LLM, VISION, Parts
 
-Geometry = Literal["resize", "center_crop", "pad"]
 # by the model type of config.json: the name of the component, and the class that it loads
 TOWERS: dict[str, tuple[str, Any]] = {
     "clip": ("clip", CLIPVisionModel),

@@ -21,11 +21,11 @@ from transformers import LlamaConfig
 
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.base import Section
+from prismcap.configs.schema.data import Geometry
 from prismcap.model.convert.checkpoint import SINGLE_FILES, read_json, weight_files
 from prismcap.model.imports._adapter import Adapter, merge
 from prismcap.model.imports._contract import Imported, ImportedRun, of_connector, require
 from prismcap.model.imports._directories import (
-    Geometry,
     copy_tokenizer,
     lasting,
     llm_config,

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipImageProcessorPil
 
+from prismcap.configs.schema.data import Geometry
 from prismcap.data.image import FileImage, from_tile, open_image, resolve_inside, to_tiles
-from prismcap.data.schema import DataError, Geometry, ImageSpec, SampleRejected
+from prismcap.data.schema import DataError, ImageSpec, SampleRejected
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

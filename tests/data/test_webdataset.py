@@ -235,6 +235,9 @@ def test_a_picture_is_bounded_and_a_shard_that_goes_is_noticed(tmp_path: Path) -
     with pytest.raises(SampleRejected, match=r"member 00101\.jpg: cannot be read") as caught:
         image.load()
     assert caught.value.reason == "image_missing"
+    with pytest.raises(SampleRejected, match=r"member 00101\.txt: cannot be read") as caught:
+        data[1]
+    assert caught.value.reason == "caption_unreadable", "there may be one"
 
 
 def test_nothing_is_extracted_and_links_lead_nowhere(tmp_path: Path) -> None:

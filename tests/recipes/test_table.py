@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from prismcap.configs.errors import ConfigError
+from prismcap.configs.errors import ConfigError, DataError
 from prismcap.configs.load import load_config
+from prismcap.configs.schema.data import MixItem
 from prismcap.data.length_mixes.published import published_mix, published_set, published_sets
 from prismcap.scripts.cli import cli
 from prismcap.train.plan.gpus import find_gpu
@@ -72,6 +73,28 @@ def test_the_data_of_every_recipe_are_published_sets() -> None:
         for stage in load_config(f"recipes/{name}").stages.values():
             used |= {published_set(item).name for item in stage.data.mix}
     assert used == {known.name for known in published_sets().values()}
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "known"),
+    [
+        ("webdataset", "/data/coco/{00000..00059}.tar", "COCO captions"),
+        ("llava_json", "/data/coco/mine.json", None),
+        ("llava_json", "LLaVA-CC3M-Pretrain-595K/chat.json", "CC595K"),
+        ("llava_json", "LLaVA-CC3M-Pretrain-595K/best.json", None),
+        ("webdataset", "cc3m/mine/0.tar", None),
+        ("owl_json", "owl/text.jsonl", "Alpaca, Vicuna, Baize"),
+        ("owl_json", "my_owl/text.jsonl", None),
+        ("llava_json", "llava_v1_5_mix665k.json/part.json", None),
+    ],
+)
+def test_a_set_is_known_by_the_end_of_its_path(name: str, path: str, known: str | None) -> None:
+    item = MixItem.model_validate({"name": name, "path": path})
+    if known is not None:
+        assert published_set(item).name == known
+        return
+    with pytest.raises(DataError, match="no published set is known by this path's end"):
+        published_set(item)
 
 
 def test_a_mix_of_sets_keeps_their_shares() -> None:

@@ -32,6 +32,7 @@ LLAMA = {
     "initializer_range": 0.3,
 }
 SIGLIP = {"name": "siglip", "config": TOWER}
+CONNECTOR_ALONE = {"connector": {"lr": 0.1}}
 PROMPT = "What do you see?"
 
 
@@ -40,10 +41,11 @@ def run_values(
     connector: dict[str, Any],
     rows: str = "none.json",
     vision_encoder: dict[str, Any] = SIGLIP,
+    train: dict[str, Any] = CONNECTOR_ALONE,
 ) -> dict[str, Any]:
     """The config of a run in `folder`: vision encoder, connector and a LLaMA, all small and random."""
     stage = {
-        "train": {"connector": {"lr": 0.1}},
+        "train": train,
         "data": {"mix": [{"name": "llava_json", "path": rows, "image_root": "."}], "geometry": "pad"},
         "template": {"name": "chatml"},
         "schedule": {"max_steps": 1},
@@ -60,9 +62,15 @@ def run_values(
     }
 
 
-def make_run(folder: Path, connector: dict[str, Any], vision_encoder: dict[str, Any] = SIGLIP) -> Path:
-    """A run folder as training leaves it, with a connector that is not the initial one."""
-    config = RunConfig.model_validate(run_values(folder, connector, vision_encoder=vision_encoder))
+def make_run(
+    folder: Path,
+    connector: dict[str, Any],
+    vision_encoder: dict[str, Any] = SIGLIP,
+    train: dict[str, Any] = CONNECTOR_ALONE,
+) -> Path:
+    """A run folder as training leaves it: what `train` says has other weights than the initial ones."""
+    values = run_values(folder, connector, vision_encoder=vision_encoder, train=train)
+    config = RunConfig.model_validate(values)
     (folder / "align" / "final").mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     config = load_config(folder / "config.yaml")

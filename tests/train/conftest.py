@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prismcap.configs.load import load_config
 from prismcap.configs.schema.run import RunConfig
+from prismcap.train.run import run_training
 
 WORKERS = Path(__file__).parent / "workers"
 NUM_ROWS = 23
@@ -174,3 +175,10 @@ def torchrun(launch: Launch) -> Launch:
         return launch(*launcher, script, *rest, expect=expect)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run, not to be changed."""
+    config = load_config(world / "config.yaml", [f"output_dir={tmp_path_factory.mktemp('finished')}"])
+    return run_training(config)

@@ -16,6 +16,7 @@ from PIL import Image
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.run import RunConfig
 from prismcap.data.features import FeatureInputs
+from prismcap.data.image import FileImage
 from prismcap.data.inspect import inspect_mix
 from prismcap.data.lengths import LengthIndex, Measure
 from prismcap.data.pack import PixelInputs, make_batches
@@ -31,6 +32,7 @@ from prismcap.scripts.cli import cli
 from prismcap.scripts.exporting import export_inputs
 from prismcap.train import lengths
 from prismcap.train.distributed import Ranks
+from prismcap.train.doctor.samples import draw_samples
 from prismcap.train.feature_cache import fill, open_store
 from prismcap.train.flops import shape_of
 from prismcap.train.plan.duration import lengths_of_data, lengths_of_mix
@@ -135,6 +137,29 @@ def test_a_file_that_changes_is_rejected_by_name(anyres: Make, tmp_path: Path) -
     make_batches([[samples]], 0, images, lambda _, error: rejected.append(error))
     assert [error.reason for error in rejected] == ["image_size_differs"]
     assert "0.png: 30 x 10 pixels" in str(rejected[0]) and "12 x 40" in str(rejected[0])
+
+
+def test_doctor_and_inspect_reject_what_training_rejects(
+    anyres: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture whose header says another size than its pixels."""
+    config = anyres()
+    captioner = build_captioner(config.model)
+    mix, encoder, images = stage_data(config, "instruct", captioner)
+    height_width = FileImage.height_width
+
+    def turned(image: FileImage) -> tuple[int, int]:
+        height, width = height_width(image)
+        return (width, height) if image.path.name == "0.png" else (height, width)
+
+    monkeypatch.setattr(FileImage, "height_width", turned)
+    drawn = draw_samples(mix, encoder, images, num=100)
+    spec = captioner.image_spec_of(config.stages["instruct"].data)
+    inspection = inspect_mix(mix, encoder, spec, num=100)
+    assert len(drawn.rejected) == 1 and "0.png" in drawn.rejected[0], drawn.rejected
+    assert drawn.rejected[0].startswith("image_size_differs: ")
+    assert inspection.num_rejected == {"image_size_differs": 1}
+    assert len(drawn.samples) == len(inspection.samples) == len(mix) - 1
 
 
 def test_both_stages_train_and_the_export_says_the_same(anyres: Make) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,9 +189,35 @@ def test_doctor_and_plan_know_it(contrastive: Path, tmp_path: Path) -> None:
     ):
         assert words in said, words
     assert "align: text_tower" not in said
+    pairs, _, others = said.partition("align: ")
+    assert (
+        len(re.findall(r": a picture compared with \d+ tokens of text\n +<picture 1>⟦.+⟧$", pairs, re.M)) == 3
+    )
+    assert "supervised" not in pairs and " supervised" in others
     planned = prismcap("plan", "--num-gpus", "1")
     assert "8 pairs a micro-batch" in planned and "text_tower" in planned
     assert "time: not counted for contrastive stages" in planned
+    pairs, _, others = planned.partition("stage align")
+    assert (
+        "most pairs that fit" in pairs and "rows" not in pairs and "ZeRO" not in pairs and "torch*" in pairs
+    )
+    assert "most rows that fit" in others and "ZeRO-3" in others
+
+
+def test_the_page_shows_pairs_as_pairs(contrastive: Path, tmp_path: Path) -> None:
+    for stage in ("contrast", "instruct"):
+        out = tmp_path / f"{stage}.html"
+        done = CliRunner().invoke(
+            cli, ["data", "inspect", str(contrastive), "--stage", stage, "--out", str(out)]
+        )
+        assert done.exit_code == 0, done.output
+    page = (tmp_path / "contrast.html").read_text(encoding="utf-8")
+    numbers = [int(number) for number in re.findall(r"a pair of a picture and (\d+) tokens of text", page)]
+    compared = re.findall(r'<span class="compared" title="(\d+) tokens">', page)
+    assert numbers and numbers == [int(number) for number in compared]
+    assert "supervised" not in page and 'class="trained"' not in page and "carry the loss" not in page
+    page = (tmp_path / "instruct.html").read_text(encoding="utf-8")
+    assert "supervised" in page and 'class="compared"' not in page and "carry the loss" in page
 
 
 def test_memory_of_the_stage_is_counted_as_it_is(make: Make) -> None:

@@ -1,9 +1,4 @@
-"""Two ranks are one rank, and ZeRO is plain torch: one torchrun for all cases, against one plain process.
-
-Tolerances, fp32 sums taken in another order: losses 2e-6, gradient norms 1e-5, each weight tensor 2e-5
-of its norm. AdamW's eps is 1e-3 here: with the default a gradient that is zero but for rounding (the
-bias of a key) moves its weight by a whole lr in a direction that rounding decides.
-"""
+"""Two ranks are one rank, and ZeRO is plain torch: one torchrun for all cases, against one plain process."""
 
 from __future__ import annotations
 
@@ -14,19 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plain_steps import FULL, STEPS, distance, equal, run_plain
 from torch import Tensor
 
-from prismcap.configs.load import load_config
-from prismcap.model.build import build_captioner
-from prismcap.model.trainable import prepare_stage
 from prismcap.model.weights import load_weights
-from prismcap.train.distributed import Ranks
-from prismcap.train.run import build_engine, stage_loader
 
-TRAIN = "{connector: {lr: 0.005}, llm: {lr: 0.01, weight_decay: 0.1}, vision_encoder: {lr: 0.01}}"
-# some steps are clipped and some are not
-CLIP = "stages.instruct.optimizer.clip_norm=5.0"
-FULL = (f"stages.instruct.train={TRAIN}", "stages.instruct.optimizer.eps=1e-3", CLIP)
 ONE_SAMPLE = "stages.instruct.batch.samples_per_step=1"  # the second rank has nothing to do
 # three rows for one rank and two for the other, in steps of one modality: the ranks measure lengths together
 GROUPED = (
@@ -34,7 +21,6 @@ GROUPED = (
     "stages.instruct.batch.packing=false",
     "stages.instruct.batch.samples_per_step=5",
 )
-STEPS = 5
 
 
 def zero(stage: int, *overrides: str, **more: Any) -> dict[str, Any]:
@@ -161,44 +147,9 @@ def skipping(engines: dict[str, Any], how: tuple[str, ...]) -> dict[str, Any]:
     return {f"{name}_{bad}": {**job, "bad": bad} for name, job in engines.items() for bad in (*how, "pass")}
 
 
-def run_plain(
-    world: Path, *overrides: str
-) -> tuple[list[float], list[float], dict[str, Tensor], list[float]]:
-    config = load_config(world / "config.yaml", [*FULL, *overrides])
-    captioner = build_captioner(config.model, seed=config.seed)
-    prepare_stage(captioner, config.stages["instruct"].train, seed=config.seed)
-    engine = build_engine(config, "instruct", captioner, STEPS, Ranks())
-    loader = stage_loader(config, "instruct", captioner, Ranks())
-    results = [engine.train_step(loader.load(step).micro_batches) for step in range(STEPS)]
-    return (
-        [result.loss for result in results],
-        [result.grad_norm for result in results],
-        engine.gathered_state(),
-        [result.accuracy for result in results],
-    )
-
-
 @pytest.fixture(scope="module")
 def plain(world: Path) -> Callable[..., Any]:
     return cache(partial(run_plain, world))
-
-
-def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    """The largest difference of a weight tensor, as a share of its norm."""
-    assert first.keys() == second.keys()
-    return max(
-        float((first[name] - second[name]).norm() / first[name].norm().clamp(min=0.1)) for name in first
-    )
-
-
-def equal(first: Any, second: Any) -> bool:
-    losses, norms, weights, accuracies = first
-    return bool(
-        losses == pytest.approx(second[0], rel=2e-6)
-        and norms == pytest.approx(second[1], rel=1e-5)
-        and accuracies == pytest.approx(second[3])
-        and distance(second[2], weights) < 2e-5
-    )
 
 
 def differs(found: Results, name: str, expected: Any) -> bool:
@@ -365,40 +316,3 @@ def test_a_rank_that_cannot_write_ends_the_checkpoint_on_all(on_two_ranks: Resul
     assert all("step-000002: " in error for error in values["errors"]), values["errors"]
     assert values["left"] == ["step-000001"]
     assert values["again"] == ["", ""] and values["whole"] == [1, 2]
-
-
-SPLITS = {
-    "row_by_row": ("stages.instruct.batch.rows_per_micro_batch=1",),
-    "two_rows": ("stages.instruct.batch.rows_per_micro_batch=2",),
-    "one_batch": (
-        "stages.instruct.batch.rows_per_micro_batch=64",
-        "stages.instruct.batch.images_per_micro_batch=64",
-    ),
-    "long_rows": ("stages.instruct.batch.row_tokens=512",),
-}
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_how_a_step_is_split_changes_nothing(plain: Any, split: str) -> None:
-    assert equal(plain(*SPLITS[split]), plain())
-
-
-def test_packing_changes_nothing(world: Path, plain: Any) -> None:
-    assert equal(run_plain(world, *SPLITS["two_rows"], "stages.instruct.batch.packing=false"), plain())
-
-
-def test_samples_that_see_one_another_are_not_equal(world: Path, plain: Any) -> None:
-    """That the comparison above can fail: the same rows, one segment each."""
-    from prismcap.data import loader
-
-    make_batches = loader.make_batches
-
-    def merged(*arguments: Any) -> Any:
-        batches = make_batches(*arguments)
-        for batch in batches:
-            batch.segment_ids = (batch.segment_ids > 0).long()
-        return batches
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loader, "make_batches", merged)
-        assert not equal(run_plain(world), plain())

@@ -1,4 +1,4 @@
-"""Whole runs: folders, resuming, refusals. Each error names what is wrong and what to do."""
+"""Whole runs: what they leave, and what becomes of faults on the way."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from stopped_runs import Stop, stop_after, train_until
 
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.load import load_config
@@ -27,41 +28,9 @@ from prismcap.train.distributed import Ranks
 from prismcap.train.engines._contract import NonFiniteError
 from prismcap.train.fit import StepEvent
 from prismcap.train.run import _StageRun, run_training
-from prismcap.train.runfolder import open_run
 from prismcap.train.skipping import SkipBudget
 
 Make = Callable[..., RunConfig]
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_after(stage: str, step: int) -> Callable[[StepEvent], None]:
-    def callback(event: StepEvent) -> None:
-        if (event.stage, event.step) == (stage, step):
-            raise Stop
-
-    return callback
-
-
-def train_until(config: RunConfig, stage: str, step: int) -> Path:
-    with pytest.raises(Stop):
-        run_training(config, callbacks=[stop_after(stage, step)])
-    return Path(config.output_dir) / config.name
-
-
-@pytest.fixture(scope="module")
-def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run, not to be changed."""
-    config = load_config(world / "config.yaml", [f"output_dir={tmp_path_factory.mktemp('finished')}"])
-    return run_training(config)
-
-
-def copy_of(finished: Path, config: RunConfig) -> Path:
-    run_dir = Path(config.output_dir) / config.name
-    shutil.copytree(finished, run_dir)
-    return run_dir
 
 
 def test_a_run_leaves_what_it_promises(finished: Path) -> None:
@@ -87,20 +56,6 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     assert all(torch.equal(state[name], value) for name, value in trained.items() if "lora" not in name)
 
 
-def test_a_finished_run_is_not_trained_again(finished: Path, make_config: Make) -> None:
-    config = make_config()
-    run_dir = copy_of(finished, config)
-    called: list[str] = []
-    run_training(
-        config,
-        resume="auto",
-        before_training=[lambda *_: called.append("before")],
-        callbacks=[lambda event: called.append(event.stage)],
-    )
-    assert called == []
-    assert (run_dir / "log.jsonl").read_text() == (finished / "log.jsonl").read_text()
-
-
 def test_hooks_run_once_before_the_first_step(make_config: Make) -> None:
     seen: list[Any] = []
     train_hook = lambda captioner, config: seen.append((type(captioner), config.name))  # noqa: E731
@@ -108,25 +63,6 @@ def test_hooks_run_once_before_the_first_step(make_config: Make) -> None:
     with pytest.raises(Stop):
         run_training(config, before_training=[train_hook], callbacks=[stop_after("instruct", 1)])
     assert seen == [(Captioner, "tiny")]
-
-
-def test_never_refuses_a_folder_that_holds_something(finished: Path, make_config: Make) -> None:
-    config = make_config()
-    copy_of(finished, config)
-    with pytest.raises(ConfigError, match=r"already holds a run.*--resume auto"):
-        run_training(config)
-
-
-def test_a_page_of_data_inspect_is_not_a_run(make_config: Make, world: Path) -> None:
-    config = make_config()
-    run_dir = Path(config.output_dir) / config.name
-    command = ["data", "inspect", str(world / "config.yaml"), f"output_dir={config.output_dir}", "--num", "2"]
-    done = CliRunner().invoke(cli, command, catch_exceptions=False)
-    assert done.exit_code == 0 and (run_dir / "inspect-align.html").is_file()
-    with open_run(config, "never", Ranks()):
-        pass
-    with pytest.raises(ConfigError, match="already holds a run"), open_run(config, "never", Ranks()):
-        pass  # now it holds a config
 
 
 def test_a_full_disk_ends_the_command_with_what_to_do(
@@ -142,84 +78,6 @@ def test_a_full_disk_ends_the_command_with_what_to_do(
     assert "--resume auto" in done.output
 
 
-@pytest.mark.parametrize("where", ["below_a_file", "system"])
-def test_an_unwritable_folder_is_refused_before_anything(
-    make_config: Make, tmp_path: Path, where: str
-) -> None:
-    # root may write anywhere but below a file, and in no folder of /proc
-    file = tmp_path / "file"
-    file.touch()
-    config = make_config(f"output_dir={file if where == 'below_a_file' else '/proc/prismcap'}")
-    called: list[Any] = []
-    with pytest.raises(ConfigError, match=r"output_dir: .*cannot be written"):
-        run_training(config, before_training=[lambda *_: called.append(1)])
-    assert called == []
-
-
-def test_one_folder_one_process(make_config: Make, launch: Any, world: Path) -> None:
-    config = make_config("stages.align.schedule.max_steps=1", "stages.instruct.schedule.max_steps=1")
-
-    def second_process(event: StepEvent) -> None:
-        if event.stage == "instruct":
-            return
-        code = f"""
-from prismcap.configs.load import load_config
-from prismcap.train.runfolder import open_run
-from prismcap.train.distributed import Ranks
-config = load_config({str(world / "config.yaml")!r}, ["output_dir={config.output_dir}"])
-try:
-    with open_run(config, "auto", Ranks()):
-        print("opened")
-except ValueError as error:
-    print(error)
-"""
-        texts.append(launch("-c", code).stdout)
-
-    texts: list[str] = []
-    run_training(config, callbacks=[second_process])
-    assert "another process trains into this folder (process " in texts[0]
-
-
-@pytest.mark.parametrize(
-    ("override", "key"),
-    [
-        ("seed=4", "seed: 3 then, 4 now"),
-        ("model.connector.name=linear", "model.connector.name: 'mlp' then, 'linear' now"),
-        ("stages.align.schedule.max_steps=9", "stages.align.schedule.max_steps: 4 then, 9 now"),
-        ("stages.instruct.engine.name=deepspeed", "stages.instruct.engine.name"),
-        ("stages.instruct.data.mix.0.limit=5", "stages.instruct.data.mix.0.limit"),
-    ],
-)
-def test_another_config_is_refused_naming_the_keys(
-    finished: Path, make_config: Make, override: str, key: str
-) -> None:
-    copy_of(finished, make_config())
-    with pytest.raises(ConfigError) as caught:
-        run_training(make_config(override), resume="auto")
-    assert key in str(caught.value)
-    assert "another config" in str(caught.value)
-
-
-def test_another_order_of_stages_is_refused(finished: Path, make_config: Make) -> None:
-    config = make_config()
-    copy_of(finished, config)
-    alone = config.model_copy(update={"stages": {"instruct": config.stages["instruct"]}})
-    with pytest.raises(ConfigError, match="stages: align, instruct then, instruct now"):
-        run_training(alone, resume="auto")
-
-
-def test_data_that_changed_in_place_is_refused(world: Path, make_config: Make, tmp_path: Path) -> None:
-    rows = json.loads((world / "rows.json").read_text())
-    copy = tmp_path / "rows.json"
-    copy.write_text(json.dumps(rows))
-    mix = f"[{{name: llava_json, path: {copy}, image_root: {world}}}]"
-    config = make_config(f"stages.align.data.mix={mix}")
-    train_until(config, "align", 3)
-    copy.write_text(json.dumps(rows[:-1]))
-    with pytest.raises(ConfigError, match=r"step-000002: stages\.align\.data had 23 .* now it has 22"):
-        run_training(config, resume="auto")
-
-
 def test_text_that_is_cut_off_is_counted_and_said_once(
     make_config: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -227,78 +85,6 @@ def test_text_that_is_cut_off_is_counted_and_said_once(
     records = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
     assert sum(record["cut_tokens"] > 0 for record in records) > 1
     assert caplog.text.count("tokens were cut off") == 1
-
-
-def test_what_changes_no_weight_may_change_and_stages_to_come_too(finished: Path, make_config: Make) -> None:
-    run_dir = copy_of(finished, make_config())
-    shutil.rmtree(run_dir / "instruct")
-    config = make_config(
-        "logging.every_steps=5",
-        "stages.align.data.num_workers=1",
-        "stages.align.checkpoint.keep=1",
-        "stages.instruct.schedule.max_steps=2",
-    )
-    run_training(config, resume="auto")
-    assert verify(run_dir / "instruct" / "final").step == 2
-    assert load_config(run_dir / "config.yaml") == config
-
-
-@pytest.mark.parametrize("damaged", ["instruct/step-000006", "instruct/final"])
-def test_a_damaged_checkpoint_costs_only_the_way_from_the_one_before(
-    finished: Path, make_config: Make, damaged: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = make_config()
-    run_dir = copy_of(finished, config)
-    shutil.rmtree(run_dir / "instruct" / "final")
-    if damaged.endswith("final"):
-        shutil.copytree(finished / "instruct" / "final", run_dir / "instruct" / "final")
-    path = run_dir / damaged / "weights.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    steps: list[int] = []
-    run_training(config, resume="auto", callbacks=[lambda event: steps.append(event.step)])
-    assert steps == ([7] if damaged.endswith("final") else [5, 6, 7])
-    assert str(path.parent) in caplog.text
-    for name in ("instruct/step-000006/optimizer.safetensors", "instruct/final/weights.safetensors"):
-        assert file_hash(run_dir / name) == file_hash(finished / name)
-
-
-def test_branching_off_from_a_checkpoint(finished: Path, make_config: Make) -> None:
-    checkpoint = finished / "instruct" / "step-000004"
-    config = make_config("name=branch")
-    steps: list[int] = []
-    run_dir = run_training(config, resume=str(checkpoint), callbacks=[lambda event: steps.append(event.step)])
-    assert steps == [5, 6, 7]
-    name = "instruct/final/weights.safetensors"
-    assert file_hash(run_dir / name) == file_hash(finished / name)
-    assert len((run_dir / "log.jsonl").read_text().splitlines()) == 11
-    with pytest.raises(ConfigError, match=r"final is newer|step-000006 is newer"):
-        run_training(
-            load_config(finished / "config.yaml", [f"output_dir={finished.parent}"]), resume=str(checkpoint)
-        )
-    with pytest.raises(ConfigError, match="no checkpoint there"):
-        run_training(make_config("name=other"), resume=str(finished / "nothing"))
-
-
-def test_a_copy_of_another_run_that_is_cut_short_is_no_run(
-    finished: Path, make_config: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint = finished / "instruct" / "step-000004"
-    config = make_config("name=branch")
-    copytree = shutil.copytree
-
-    def second_fails(source: Path, target: Path) -> None:
-        if source == checkpoint:
-            raise OSError(28, "No space left on device")
-        copytree(source, target)
-
-    monkeypatch.setattr(shutil, "copytree", second_fails)
-    with pytest.raises(OSError, match="No space left"), open_run(config, str(checkpoint), Ranks()):
-        pass
-    monkeypatch.undo()
-    assert not (Path(config.output_dir) / "branch" / "align").exists()
-    with open_run(config, str(checkpoint), Ranks()) as run_dir:
-        assert verify(run_dir / "align" / "final") and verify(run_dir / "instruct" / "step-000004")
-        assert not list(run_dir.glob(".unfinished-*"))
 
 
 def test_no_space_for_a_checkpoint_keeps_the_ones_before(

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from prismcap.data.encode import Encoder
 from prismcap.data.inspect import Run, token_runs
 from prismcap.data.mix import Mix
-from prismcap.data.pack import ImageInputs, collate
+from prismcap.data.pack import ImageInputs, Inputs, collate, read_images
 from prismcap.data.pairs import PairEncoder
-from prismcap.data.schema import Batch, Encoded, ImageRef, Sample, SampleRejected
+from prismcap.data.schema import Batch, Encoded, Sample, SampleRejected
 from prismcap.train.doctor.findings import Finding, error, ok, warning
 
 NUM_SHOWN = 3
@@ -34,7 +32,7 @@ class Drawn:
 def draw_samples(mix: Mix, encoder: Encoder, images: ImageInputs, num: int = NUM_SHOWN) -> Drawn:
     """Encodes samples and reads their pictures as training does."""
     samples: list[tuple[Sample, Encoded]] = []
-    inputs: dict[ImageRef, tuple[Tensor, tuple[int, int]]] = {}
+    inputs: Inputs = {}
     rejected: list[str] = []
     for position in range(min(len(mix), num * TRIED_PER_SHOWN)):
         if len(samples) == num:
@@ -42,7 +40,7 @@ def draw_samples(mix: Mix, encoder: Encoder, images: ImageInputs, num: int = NUM
         try:
             sample = mix.sample_at(position)
             encoded = encoder.encode(sample)
-            inputs |= {image: images.read(image) for image in encoded.images}
+            read_images(encoded, images, inputs)
             samples.append((sample, encoded))
         except SampleRejected as problem:
             rejected.append(f"{problem.reason}: {problem}")
@@ -51,16 +49,20 @@ def draw_samples(mix: Mix, encoder: Encoder, images: ImageInputs, num: int = NUM
 
 
 def show(encoded: Encoded, encoder: Encoder, colour: bool) -> str:
-    """A sample as the model sees it; what is supervised is green, or in ⟦ ⟧ without colour."""
-    text = "".join(_shown(run, colour) for run in token_runs(encoded, encoder))
+    """A sample as the model sees it; what is supervised (or compared, in a pair) is green, or in ⟦ ⟧."""
+    runs, of_pair = list(token_runs(encoded, encoder)), isinstance(encoder, PairEncoder)
+    text = "".join(_shown(run, colour, of_pair) for run in runs)
     head = f"{encoded.id}: {len(encoded)} tokens, {encoded.num_target_tokens} supervised"
+    if of_pair:
+        compared = sum(run.num_tokens for run in runs if run.kind == "compared")
+        head = f"{encoded.id}: a picture compared with {compared} tokens of text"
     cut = f", {encoded.cut_tokens} cut off" if encoded.cut_tokens else ""
     return f"{head}{cut}\n{text}"
 
 
-def _shown(run: Run, colour: bool) -> str:
+def _shown(run: Run, colour: bool, of_pair: bool) -> str:
     if run.kind == "image":
-        text = f"<picture {run.text}: {run.num_tokens} tokens>"
+        text = f"<picture {run.text}>" if of_pair else f"<picture {run.text}: {run.num_tokens} tokens>"
         return f"{DIM}{text}{RESET}" if colour else text
     half = SHOWN_CHARACTERS // 2
     text = run.text if len(run.text) <= SHOWN_CHARACTERS else f"{run.text[:half]} … {run.text[-half:]}"

@@ -99,9 +99,12 @@ def _memory_lines(name: str, memory: StageMemory, machine: Machine) -> Iterator[
     configured = configured_sharding(stage, num_gpus)
     columns = [Sharding(zero, num_gpus, bucket_size=configured.bucket_size) for zero in (None, 0, 1, 2, 3)]
     columns = [configured if column.zero_stage == configured.zero_stage else column for column in columns]
+    of_pairs = stage.kind == "contrastive"
+    if of_pairs:
+        columns = [configured]  # DeepSpeed does not train such stages
     yield f"stage {name}: {_trained(memory)}; {stage.precision}"
     rows = f"{stage.batch.rows_per_micro_batch} x {stage.batch.row_tokens} tokens a micro-batch"
-    if stage.kind == "contrastive":
+    if of_pairs:
         rows = f"{stage.batch.rows_per_micro_batch} pairs a micro-batch"
     yield f"memory of one GPU in GB, {rows} (* the config's engine)"
     heads = [f"{column.name}{'*' if column == configured else ''}" for column in columns]
@@ -111,7 +114,10 @@ def _memory_lines(name: str, memory: StageMemory, machine: Machine) -> Iterator[
         yield _row(f"  {part}", [f"{item.parts()[part] / 1e9:.2f}" for item in found])
     usable = machine.gpu.usable_bytes
     yield _row("  total", [f"{item.total / 1e9:.2f}{'' if item.total <= usable else ' !'}" for item in found])
-    yield _row("  most rows that fit", [str(memory.most_rows(column, usable)) for column in columns])
+    yield _row(
+        f"  most {'pairs' if of_pairs else 'rows'} that fit",
+        [str(memory.most_rows(column, usable)) for column in columns],
+    )
     if any(item.total > usable for item in found):
         yield f"  ! more than the {usable / 1e9:.1f} GB that are usable"
     if configured.offload_optimizer:

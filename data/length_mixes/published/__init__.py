@@ -28,19 +28,18 @@ class PublishedSet(Section):
 
 @cache
 def published_sets() -> dict[str, PublishedSet]:
-    """By the name of the file or folder."""
+    """By the end of the path, as Path.match reads it."""
     content = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
     return {key: PublishedSet.model_validate(value) for key, value in content.items()}
 
 
 def published_set(item: MixItem) -> PublishedSet:
-    """The set that an item of a mix reads, known by a part of its `path`. Raises DataError for others."""
+    """The set that an item of a mix reads, known by the end of its `path`. Raises DataError for others."""
     path = str(item.options.get("path", ""))
-    known = published_sets()
-    for part in reversed(Path(path).parts):
-        if part in known:
-            return known[part]
-    raise DataError(f"{item.name}: {path or 'its data'}: no published set is known by this name")
+    for end, known in published_sets().items():
+        if Path(path).match(end):
+            return known
+    raise DataError(f"{item.name}: {path or 'its data'}: no published set is known by this path's end")
 
 
 def published_mix(sets: Sequence[tuple[PublishedSet, int]]) -> LengthMix:

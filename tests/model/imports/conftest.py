@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from blip2_files import make_blip2
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -195,3 +196,8 @@ class Tools:
 @pytest.fixture
 def tools(tmp_path: Path, make_sample: Callable[..., Encoded], pack: Callable[..., Batch]) -> Tools:
     return Tools(tmp_path, make_sample, pack)
+
+
+@pytest.fixture
+def blip2(tools: Tools) -> Any:
+    return make_blip2(tools)
