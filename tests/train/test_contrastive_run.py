@@ -191,7 +191,8 @@ def test_doctor_and_plan_know_it(contrastive: Path, tmp_path: Path) -> None:
     assert "align: text_tower" not in said
     pairs, _, others = said.partition("align: ")
     assert (
-        len(re.findall(r": a picture compared with \d+ tokens of text\n +<picture 1>⟦.+⟧$", pairs, re.M)) == 3
+        len(re.findall(r": a picture compared with \d+ tokens of text\n +<picture 1>⟦.+\n +⟧$", pairs, re.M))
+        == 3
     )
     assert "supervised" not in pairs and " supervised" in others
     planned = prismcap("plan", "--num-gpus", "1")
