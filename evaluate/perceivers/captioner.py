@@ -22,13 +22,12 @@ from prismcap.data.pairs import stage_encoder
 from prismcap.data.schema import DataError, Encoded, ImagePart, ImageRef, Message, TextPart
 from prismcap.evaluate.clients.answer import Answer, failed
 from prismcap.evaluate.inference import FeatureStore, generate_stored, inference
+from prismcap.evaluate.local_models import folder_hash, local_device
 from prismcap.evaluate.perceivers._chat import ChatModel
 from prismcap.evaluate.perceivers._contract import PerceiverContext
 from prismcap.evaluate.perceivers._local import (
     answer_of,
     chunks_by_picture,
-    folder_hash,
-    local_device,
     refuse_sampling,
 )
 from prismcap.evaluate.perceivers._several import PictureOptions, View, ViewPerceiver

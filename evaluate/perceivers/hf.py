@@ -8,9 +8,10 @@ from typing import Literal
 from pydantic import Field
 from transformers import PretrainedConfig
 
+from prismcap.evaluate.local_models import folder_hash, local_device
 from prismcap.evaluate.perceivers._chat import ChatModel
 from prismcap.evaluate.perceivers._contract import PerceiverContext
-from prismcap.evaluate.perceivers._local import folder_hash, local_device, refuse_sampling
+from prismcap.evaluate.perceivers._local import refuse_sampling
 from prismcap.evaluate.perceivers._several import PictureOptions, ViewPerceiver
 from prismcap.model.hf.load import Exported, load_exported
 from prismcap.model.huggingface import local_or_hub, unreachable

@@ -95,7 +95,7 @@ def compare(runs: tuple[Path, ...], out: Path | None, seed: int) -> None:
     for benchmark, number in compared["left_out"].items():
         if number:
             click.echo(f"{benchmark}: {number} more pairs were not compared")
-    click.echo(f"Page: {draw_prism(runs, page)}")
+    click.echo(f"Page: {draw_prism(runs, page, compared['comparisons'])}")
 
 
 @prism.command()

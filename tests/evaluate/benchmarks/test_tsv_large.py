@@ -43,6 +43,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_memory_stays_far_below_the_file(large: Path) -> None:
     size = large.stat().st_size
     assert size > 200 * MEGABYTE

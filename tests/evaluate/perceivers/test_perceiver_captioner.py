@@ -19,7 +19,7 @@ from prismcap.data.pairs import stage_encoder
 from prismcap.data.schema import ImagePart, Message, TextPart
 from prismcap.evaluate.clients.answer import Answer
 from prismcap.evaluate.inference import FeatureStore, Request, generate_texts, inference
-from prismcap.evaluate.perceivers import _local
+from prismcap.evaluate.local_models import local_device
 from prismcap.evaluate.perceivers._contract import PerceiverContext, PerceiveRequest
 from prismcap.evaluate.perceivers._several import ViewPerceiver
 from prismcap.model.generate import Generated
@@ -255,12 +255,12 @@ def test_sampling_is_refused(run_dir: Path) -> None:
 def test_each_process_has_its_own_gpu(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert _local.local_device("cpu") == torch.device("cpu")
-    assert _local.local_device("cuda") == torch.device("cuda", 0)
+    assert local_device("cpu") == torch.device("cpu")
+    assert local_device("cuda") == torch.device("cuda", 0)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert _local.local_device("cuda") == torch.device("cuda", 1)
-    assert _local.local_device("cuda:0") == torch.device("cuda", 0)
-    assert _local.local_device("cpu") == torch.device("cpu")
+    assert local_device("cuda") == torch.device("cuda", 1)
+    assert local_device("cuda:0") == torch.device("cuda", 0)
+    assert local_device("cpu") == torch.device("cpu")
     devices: list[torch.device] = []
 
     def load(_: Path, device: torch.device) -> Any:
@@ -272,9 +272,9 @@ def test_each_process_has_its_own_gpu(run_dir: Path, monkeypatch: pytest.MonkeyP
     assert devices == [torch.device("cuda", 1)]
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ConfigError, match=r"cuda:2 is not there, this machine shows 2 GPU\(s\)"):
-        _local.local_device("cuda")
+        local_device("cuda")
     with pytest.raises(ConfigError, match="device 'gpu'"):
-        _local.local_device("gpu")
+        local_device("gpu")
 
 
 def test_an_empty_text_is_a_failure_with_its_counts(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,6 +207,7 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path, save_model: Any) -> None
             local_device("cuda")
 
 
+@pytest.mark.slow
 def test_smollm2_answers_alike_alone_and_in_a_batch() -> None:
     if not (cache_dir() / "models/smollm2-135m-instruct/tokenizer.json").is_file():
         pytest.skip("SmolLM2 is not fetched: prismcap fetch")

@@ -12,6 +12,8 @@ from test_prism_page import drawn, edited, results_of, small
 from test_report import Page, fake_run
 
 from prismcap.configs.errors import DataError
+from prismcap.evaluate.prism import attribution
+from prismcap.evaluate.report import prism_read
 from prismcap.evaluate.report.prism_page import draw_prism
 from prismcap.evaluate.report.prism_rows import cost_totals, is_shown, verdict
 
@@ -187,3 +189,7 @@ def test_a_cut_off_last_row_is_left_out(tmp_path: Path) -> None:
     with (folder / "items.jsonl").open("a") as file:
         file.write(json.dumps({"id": "1"})[:-3])
     assert Page(drawn(folder)).open == []
+
+
+def test_the_page_knows_every_cause_that_attribution_gives() -> None:
+    assert tuple(prism_read.CAUSES) == attribution.CAUSES
