@@ -55,8 +55,8 @@ class FilePerceiver:
 
     @cached_property
     def needs_pictures(self) -> bool:
-        """Only where rows are of pictures."""
-        return any(len(key) == 1 for key in self._read.texts)
+        """Only where all rows are of pictures: two questions about one may have rows of their own."""
+        return all(len(key) == 1 for key in self._read.texts)
 
     def describe(self, requests: Sequence[PerceiveRequest]) -> Iterator[tuple[int, Answer]]:
         for position, request in enumerate(requests):
@@ -65,7 +65,8 @@ class FilePerceiver:
 
     def _of_pictures(self, request: PerceiveRequest) -> Answer:
         at = f"benchmark {request.benchmark!r}, id {request.question_id!r}"
-        if not self.needs_pictures or not request.images:
+        of_pictures = any(len(key) == 1 for key in self._read.texts)
+        if not of_pictures or not request.images:
             return failed(f"{self.path}: no row for {at}")
         parts = []
         for image in request.images:

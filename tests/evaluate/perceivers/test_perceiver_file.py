@@ -39,8 +39,9 @@ def test_rows_are_found_by_question(tmp_path: Path) -> None:
 
 def test_rows_are_found_by_picture(tmp_path: Path) -> None:
     rows = [{"fingerprint": image.fingerprint(), "text": f"{image.colour}."} for image in (RED, GREEN)]
+    assert write(tmp_path / "pictures.jsonl", *rows).needs_pictures
     perceiver = write(tmp_path / "d.jsonl", *rows, of_question("3", "Both."))
-    assert perceiver.needs_pictures
+    assert not perceiver.needs_pictures, "questions about one picture may differ"
     requests = [ask(GREEN), ask(GREEN, RED), ask(GREEN, id="3"), ask(GREEN, BLUE), ask(RED, Broken())]
     answers = dict(perceiver.describe(requests))
     assert answers[0].text == "green."

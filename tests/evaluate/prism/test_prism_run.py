@@ -163,3 +163,23 @@ def test_a_thumbnail_is_the_picture(make_config: Make) -> None:
     wanted = image.load().getpixel((4, 4))
     assert isinstance(wanted, tuple)
     assert max(abs(a - b) for a, b in zip(drawn, wanted, strict=True)) < 8
+
+
+def test_a_question_with_its_own_row_shares_none_with_its_picture(make_config: Make, tmp_path: Path) -> None:
+    """Two questions about one picture, and a file with a row of one of them and a row of the picture."""
+    image = build_benchmark(make_config(), "plain")[0].images[0]
+    path = tmp_path / "mixed.jsonl"
+    rows = [
+        {"benchmark": "plain", "id": "1", "text": "Of the question."},
+        {"fingerprint": image.fingerprint(), "text": "Of the picture."},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_config(
+        benchmark={"num_pictures": 1},
+        perceivers={"written": {"name": "file", "path": str(path)}},
+        reasoners={"keyword": {"name": "keyword"}},
+        cells=[{}],
+    )
+    run_prism(config, ["perceive", "reason", "score"])
+    items = lines(run_dir_of(config) / "items.jsonl")
+    assert [row["description"] for row in items] == ["Of the picture.", "Of the question."]
