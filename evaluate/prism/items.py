@@ -8,23 +8,24 @@ from typing import Any
 
 from prismcap.configs.errors import DataError
 from prismcap.evaluate.benchmarks._contract import Question
-from prismcap.evaluate.prism.cells import Cell
 from prismcap.evaluate.prism.judging import RunJudge
-from prismcap.evaluate.prism.pipeline import Pipeline
+from prismcap.evaluate.prism.pipeline import CellAnswers, Pipeline
 from prismcap.evaluate.prism.questions import Questions
 from prismcap.evaluate.prism.store import Entry
 from prismcap.evaluate.results import PICTURES, save_thumbnail
 from prismcap.evaluate.scoring.score import Scored, score_reply
 
 
-def cell_items(pipeline: Pipeline, cell: Cell, judge: RunJudge | None = None) -> Iterator[dict[str, Any]]:
-    """The cell's rows in the order of its questions. Raises ConfigError where a stage before is not done."""
+def cell_items(
+    pipeline: Pipeline, answers: CellAnswers, judge: RunJudge | None = None
+) -> Iterator[dict[str, Any]]:
+    """The cell's rows in the order of its questions."""
+    cell = answers.cell
     questions = pipeline.questions(cell.benchmark)
     asked = questions.first(pipeline.cells[cell])
-    described, replied = pipeline.descriptions(cell), pipeline.replies(cell)
     if judge is not None:
-        judge.ask_ahead(list(zip(asked, replied, strict=True)))
-    for question, description, reply in zip(asked, described, replied, strict=True):
+        judge.ask_ahead(list(zip(asked, answers.replies, strict=True)))
+    for question, description, reply in zip(asked, answers.descriptions, answers.replies, strict=True):
         yield {
             **cell.as_dict(),
             **_about(question),

@@ -7,6 +7,7 @@ loads weights or decodes pictures.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,15 @@ Stage = Literal["instruct", "perceive", "reason"]
 # raise a stage's number when its code makes another text of the same request
 VERSIONS: dict[Stage, int] = {"instruct": 1, "perceive": 1, "reason": 1}
 Unit = tuple[str, str]  # (instruction, benchmark)
+
+
+@dataclass(frozen=True)
+class CellAnswers:
+    """By question of the cell; None where there is none: see Pipeline.descriptions and Pipeline.replies."""
+
+    cell: Cell
+    descriptions: Sequence[Entry | None]
+    replies: Sequence[Entry | None]
 
 
 class Pipeline:
@@ -171,12 +181,14 @@ class Pipeline:
         folder = self.run_dir / "reason" / cell.reasoner / cell.perceiver / cell.instruction
         return folder / f"{cell.benchmark}.jsonl"
 
-    def reason_jobs(self, cell: Cell) -> list[Job[ReasonRequest] | None]:
+    def reason_jobs(
+        self, cell: Cell, descriptions: Sequence[Entry | None]
+    ) -> list[Job[ReasonRequest] | None]:
         """A request for each question; None where its description failed: there is nothing to reason on."""
         about = self._reasoner(cell.reasoner, "reason")
         questions = self.questions(cell.benchmark).first(self.cells[cell])
         jobs: list[Job[ReasonRequest] | None] = []
-        for question, entry in zip(questions, self.descriptions(cell), strict=True):
+        for question, entry in zip(questions, descriptions, strict=True):
             if entry is not None and entry.answer.status == "failed":
                 jobs.append(None)
                 continue
@@ -195,15 +207,20 @@ class Pipeline:
             for one in questions
         ]
 
-    def replies(self, cell: Cell) -> list[Entry | None]:
+    def replies(self, cell: Cell, descriptions: Sequence[Entry | None]) -> list[Entry | None]:
         """The row of each question; None where its description failed. Raises ConfigError where one is
         absent."""
         jobs: Sequence[Job[Any] | None]
-        jobs = self.end_to_end_jobs(cell) if cell.is_end_to_end else self.reason_jobs(cell)
+        jobs = self.end_to_end_jobs(cell) if cell.is_end_to_end else self.reason_jobs(cell, descriptions)
         asked = [job for job in jobs if job is not None]
         what = f"reasoner {cell.reasoner!r} on {cell.perceiver!r}, {cell.instruction!r}, {cell.benchmark!r}"
         entries = iter(require(Store(self.reason_path(cell)), asked, "reason", what))
         return [None if job is None else next(entries) for job in jobs]
+
+    def answers(self, cell: Cell) -> CellAnswers:
+        """All rows of a cell. Raises ConfigError where one is not there yet."""
+        descriptions = self.descriptions(cell)
+        return CellAnswers(cell, descriptions, self.replies(cell, descriptions))
 
     # what decides a text besides the request
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from prismcap.configs.files import replace_text
 from prismcap.evaluate.prism.attribution import attribute, reference_perceivers
-from prismcap.evaluate.prism.cells import Cell, cell_of
+from prismcap.evaluate.prism.cells import cell_of
 from prismcap.evaluate.prism.cost import CostStage, price_of, total_cost
 from prismcap.evaluate.prism.items import cell_items
 from prismcap.evaluate.prism.judging import RunJudge
-from prismcap.evaluate.prism.pipeline import Pipeline
+from prismcap.evaluate.prism.pipeline import CellAnswers, Pipeline
 from prismcap.evaluate.prism.store import Entry, Store
 from prismcap.evaluate.prism.summary import summarise
 from prismcap.evaluate.versions import versions
@@ -31,9 +31,10 @@ def score_run(pipeline: Pipeline) -> dict[str, Any]:
     """
     name = pipeline.config.judge
     judge = None if name is None else RunJudge(pipeline, name)
-    items = [row for cell in pipeline.cells for row in cell_items(pipeline, cell, judge)]
+    answers = [pipeline.answers(cell) for cell in pipeline.cells]
+    items = [row for of_cell in answers for row in cell_items(pipeline, of_cell, judge)]
     references = reference_perceivers(pipeline.config)
-    costs = {cell: cell_costs(pipeline, cell) for cell in pipeline.cells}
+    costs = {of_cell.cell: cell_costs(pipeline, of_cell) for of_cell in answers}
     names = list(dict.fromkeys(cell.benchmark for cell in pipeline.cells))
     benchmarks = {name: pipeline.questions(name) for name in names}
     results = {
@@ -62,9 +63,10 @@ def score_run(pipeline: Pipeline) -> dict[str, Any]:
     return results
 
 
-def cell_costs(pipeline: Pipeline, cell: Cell) -> dict[str, dict[str, Any]]:
+def cell_costs(pipeline: Pipeline, answers: CellAnswers) -> dict[str, dict[str, Any]]:
     """stage -> totals (see total_cost), of the stages that the cell went through. An answer that several
     questions share counts once, in each cell that uses it."""
+    cell = answers.cell
     rows: dict[CostStage, Iterable[Entry | None]] = {}
     if not cell.is_blind and not cell.is_end_to_end:
         unit = cell.instruction, cell.benchmark
@@ -73,8 +75,8 @@ def cell_costs(pipeline: Pipeline, cell: Cell) -> dict[str, dict[str, Any]]:
             # not by today's keys: what has been pinned since was paid for as well
             written = {entry.id: entry for entry in Store(pipeline.instruct_path(unit)) if entry.id in asked}
             rows["instruct"] = written.values()
-        rows["perceive"] = pipeline.descriptions(cell)
-    rows["reason"] = pipeline.replies(cell)
+        rows["perceive"] = answers.descriptions
+    rows["reason"] = answers.replies
     return {
         stage: total_cost(_distinct(entries), price_of(pipeline.config, cell, stage))
         for stage, entries in rows.items()

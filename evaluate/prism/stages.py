@@ -91,7 +91,7 @@ class Stages:
         line = self.pipeline
         reasoner = build_reasoner(line.config, name, line.decoding("reason"), line.device)
         for cell in cells:
-            jobs = [job for job in line.reason_jobs(cell) if job is not None]
+            jobs = [job for job in line.reason_jobs(cell, line.descriptions(cell)) if job is not None]
             self._complete(self._store(line.reason_path(cell)), jobs, reasoner.answer, _label(cell))
 
     def _answer_with(self, name: str, cells: Sequence[Cell]) -> None:

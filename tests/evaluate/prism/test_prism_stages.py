@@ -35,7 +35,7 @@ def ask(config: PrismConfig, **arguments: Any) -> None:
 
 def replies(config: PrismConfig, cell: Cell) -> list[str | None]:
     pipeline = Pipeline(config, run_dir_of(config))
-    return [None if entry is None else entry.answer.text for entry in pipeline.replies(cell)]
+    return [None if entry is None else entry.answer.text for entry in pipeline.answers(cell).replies]
 
 
 def test_a_description_is_made_once_per_picture_and_everything_is_known_after(
