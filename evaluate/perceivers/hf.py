@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
-from transformers import PretrainedConfig
 
-from prismcap.evaluate.local_models import folder_hash, local_device
+from prismcap.evaluate.local_models import local_device, model_identity
 from prismcap.evaluate.perceivers._chat import ChatModel
 from prismcap.evaluate.perceivers._contract import PerceiverContext
 from prismcap.evaluate.perceivers._local import refuse_sampling
 from prismcap.evaluate.perceivers._several import PictureOptions, ViewPerceiver
 from prismcap.model.hf.load import Exported, load_exported
-from prismcap.model.huggingface import local_or_hub, unreachable
+from prismcap.model.huggingface import local_or_hub
 
 
 class Options(PictureOptions):
@@ -36,19 +34,8 @@ def build(options: Options, context: PerceiverContext) -> ViewPerceiver:
         return load_exported(name, device, options.dtype, options.trust_remote_code, options.revision)
 
     def identity() -> str:
-        return f"hf {_files_id(name, options.revision)} {options.dtype}"
+        return f"hf {model_identity(name, options.revision)} {options.dtype}"
 
     return ViewPerceiver(
         options, ChatModel(load, context.decoding, context.batch_size).describe_views, identity
     )
-
-
-def _files_id(name: str, revision: str | None) -> str:
-    """A hash of the folder's files, or the hub's commit. Raises ConfigError when there is neither."""
-    if Path(name).is_dir():
-        return folder_hash(Path(name))
-    try:
-        config = PretrainedConfig.get_config_dict(name, revision=revision)[0]
-    except OSError as error:
-        raise unreachable(name, error) from error
-    return f"{name} {config.get('_commit_hash') or revision}"

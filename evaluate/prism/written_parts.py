@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from prismcap.evaluate.benchmarks._contract import Question
+from prismcap.evaluate.clients.thoughts import without_thoughts
 from prismcap.evaluate.prism.instructions import FEW_SHOT
 
 MAX_WORDS = 60  # an instruction, not an answer; the paper's parts have 4 to 12 words
@@ -29,7 +30,6 @@ def _words(text: str) -> list[str]:
 
 
 _MARKS = "\"'`*_“”‘’«» \t"
-_THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 _NEXT_PAIR = re.compile(r"\n\s*(question|q)\s*:", re.IGNORECASE)
 _COURTESY = re.compile(r"^(sure|certainly|of course|okay|ok)\b[,.!:\s]*", re.IGNORECASE)
 _PREFIX = re.compile(
@@ -93,7 +93,7 @@ def clean_part(reply: str, question: Question, options_shown: bool) -> Part:
 
 def _first_phrase(reply: str) -> str:
     """The reply's first sentence, or its list as one line, without prefix, quotes and closing dots."""
-    text = _NEXT_PAIR.split(_THINKING.sub("", reply).strip(), maxsplit=1)[0].strip(_MARKS + "\n")
+    text = _NEXT_PAIR.split(without_thoughts(reply), maxsplit=1)[0].strip(_MARKS + "\n")
     for opening in (_COURTESY, _PREFIX):
         text = opening.sub("", text).strip(_MARKS + "\n")
     lines = [line.strip() for line in text.splitlines() if line.strip()]

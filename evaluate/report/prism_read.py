@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prismcap.evaluate.report.read import Record, ReportError, read_lines, read_object
+from prismcap.evaluate.report.read import Record, ReportError, read_lines, read_object, require_keys
 
 RESULTS, TABLE, ITEMS, ATTRIBUTION = "results.json", "results.csv", "items.jsonl", "attribution.jsonl"
 NO_INSTRUCTION = "-"  # of blind and end-to-end cells
@@ -134,10 +134,7 @@ def _items(path: Path) -> tuple[Record, ...]:
     if not path.exists():
         return ()
     records = read_lines(path, "written by prismcap prism run")
-    for number, record in enumerate(records, start=1):
-        absent = [key for key in ITEM_KEYS if key not in record]
-        if absent:
-            raise ReportError(f"{path}, row {number}: key {absent[0]!r} is missing. {SCORE_AGAIN}")
+    require_keys(records, ITEM_KEYS, f"{path}, row", f". {SCORE_AGAIN}")
     return tuple(records)
 
 
@@ -145,10 +142,9 @@ def _causes(path: Path) -> dict[tuple[CellKey, str], str]:
     if not path.exists():
         return {}
     causes = {}
-    for number, record in enumerate(read_lines(path, "written by prismcap prism run"), start=1):
-        absent = [key for key in (*CELL, "id", "cause") if key not in record]
-        if absent:
-            raise ReportError(f"{path}, row {number}: key {absent[0]!r} is missing. {SCORE_AGAIN}")
+    records = read_lines(path, "written by prismcap prism run")
+    require_keys(records, (*CELL, "id", "cause"), f"{path}, row", f". {SCORE_AGAIN}")
+    for number, record in enumerate(records, start=1):
         if record["cause"] not in CAUSES:
             raise ReportError(
                 f"{path}, row {number}: unknown cause {record['cause']!r}. Known: {', '.join(CAUSES)}"

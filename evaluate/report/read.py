@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,14 @@ def read_lines(path: Path, what: str) -> list[Record]:
     return records
 
 
+def require_keys(records: Iterable[Record], keys: Sequence[str], where: str, remedy: str = "") -> None:
+    """Raises ReportError naming the first record without one of the keys. where: file and word for a row."""
+    for number, record in enumerate(records, start=1):
+        absent = [key for key in keys if key not in record]
+        if absent:
+            raise ReportError(f"{where} {number}: key {absent[0]!r} is missing{remedy}")
+
+
 def _read_log(path: Path) -> tuple[Record, ...]:
     """Step records; where a resumed run wrote a step again, the later record stands."""
     by_step: dict[tuple[str, int], Record] = {}
@@ -132,10 +141,7 @@ def _read_captions(path: Path) -> tuple[Record, ...] | None:
     if not path.exists():
         return None
     records = read_lines(path, "written by prismcap evaluate")
-    for number, record in enumerate(records, start=1):
-        absent = [key for key in CAPTION_KEYS if key not in record]
-        if absent:
-            raise ReportError(f"{path}, line {number}: key {absent[0]!r} is missing")
+    require_keys(records, CAPTION_KEYS, f"{path}, line")
     return tuple(records)
 
 

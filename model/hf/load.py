@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from prismcap.configs.errors import ConfigError
 from prismcap.model.hf.adapter import FOLDER
 from prismcap.model.hf.files import MARKER, read_marker
-from prismcap.model.huggingface import load_pretrained, local_or_hub, unreachable
+from prismcap.model.huggingface import config_values, load_pretrained, local_or_hub
 
 logger = logging.getLogger(__name__)
 
@@ -98,14 +99,8 @@ def register() -> None:
     AutoModelForImageTextToText.register(PrismcapConfig, PrismcapForConditionalGeneration, exist_ok=True)
 
 
-def _config_of(name: str, revision: str | None) -> dict[str, Any]:
+def _config_of(name: str, revision: str | None) -> Mapping[str, Any]:
     """config.json as it is: reading it through AutoConfig could run the folder's code."""
-    from transformers import PretrainedConfig
-
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise ConfigError(f"{name}: not a model: it has no config.json")
-    try:
-        config: dict[str, Any] = PretrainedConfig.get_config_dict(name, revision=revision)[0]
-    except OSError as error:
-        raise unreachable(name, error) from error
-    return config
+    return config_values(name, revision)
