@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from prismcap.data.schema import ImageRef  # with torch, which a run whose answers are known does not need
 
 
+LETTERS = tuple(ascii_uppercase)  # of options, in their order
 QuestionKind = Literal["choice", "yes_no", "number", "text"]
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from string import ascii_uppercase
 
-from prismcap.evaluate.benchmarks._contract import Question
+from prismcap.evaluate.benchmarks._contract import LETTERS, Question
 
 # VLMEvalKit's files that hold rotations already give them the index of the question plus multiples of this
 INDEX_STEP = 1_000_000
@@ -15,13 +14,13 @@ INDEX_STEP = 1_000_000
 def rotated(question: Question, by: int) -> Question:
     """The question with its options moved up by so many letters; rotation 0 has them in their order."""
     number = len(question.options)
-    right = (ascii_uppercase.index(question.answer) - by) % number
+    right = (LETTERS.index(question.answer) - by) % number
     return replace(
         question,
         id=f"{question.id}/r{by}",
         circle=question.id,
         options=(*question.options[by:], *question.options[:by]),
-        answer=ascii_uppercase[right],
+        answer=LETTERS[right],
     )
 
 

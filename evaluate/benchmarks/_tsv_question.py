@@ -5,11 +5,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
-from string import ascii_uppercase
 
 from prismcap.data.schema import DataError
 from prismcap.data.sources._rows import short
-from prismcap.evaluate.benchmarks._contract import QuestionKind
+from prismcap.evaluate.benchmarks._contract import LETTERS, QuestionKind
 
 RULE_COLUMNS = ("question_type", "answer_type", "precision", "unit")  # MathVista's
 _NUMBERS = ("integer", "float")
@@ -57,7 +56,7 @@ def read_question(values: Mapping[str, str], where: str) -> Asked:
 
 def _options(values: Mapping[str, str], where: str) -> tuple[str, tuple[str, ...]]:
     """The file's own letters of the options that are there, and their texts."""
-    letters = "".join(letter for letter in ascii_uppercase if not is_blank(values.get(letter)))
+    letters = "".join(letter for letter in LETTERS if not is_blank(values.get(letter)))
     if letters or values.get("question_type") != "multi_choice":
         return _enough(letters, tuple(values[letter] for letter in letters), where)
     listed = values.get("choices", "")
@@ -66,9 +65,9 @@ def _options(values: Mapping[str, str], where: str) -> tuple[str, tuple[str, ...
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
         message = f"{where}, column 'choices': {short(listed)} is no list of option texts"
         raise DataError(message) from error
-    if not isinstance(choices, list) or not choices or len(choices) > len(ascii_uppercase):
+    if not isinstance(choices, list) or not choices or len(choices) > len(LETTERS):
         raise DataError(f"{where}, column 'choices': expected a list of 2 to 26 texts, found {short(listed)}")
-    return _enough(ascii_uppercase[: len(choices)], tuple(str(choice) for choice in choices), where)
+    return _enough("".join(LETTERS[: len(choices)]), tuple(str(choice) for choice in choices), where)
 
 
 def _enough(letters: str, options: tuple[str, ...], where: str) -> tuple[str, tuple[str, ...]]:
@@ -82,9 +81,9 @@ def _letter(values: Mapping[str, str], letters: str, options: tuple[str, ...], w
     column = "answer" if is_blank(values.get("answer_option")) else "answer_option"
     given = values[column].strip()
     if given.upper() in letters and len(given) == 1:
-        return ascii_uppercase[letters.index(given.upper())]
+        return LETTERS[letters.index(given.upper())]
     if options.count(given) == 1:
-        return ascii_uppercase[options.index(given)]
+        return LETTERS[options.index(given)]
     raise DataError(
         f"{where}, column {column!r}: {short(given)} is not among the options: expected one of "
         f"{', '.join(letters)}, or the text of exactly one option"

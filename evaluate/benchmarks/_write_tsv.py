@@ -6,14 +6,13 @@ import base64
 import csv
 import io
 from pathlib import Path
-from string import ascii_uppercase
 from typing import BinaryIO
 
 from PIL import Image
 
 from prismcap.configs.files import replace_file, sync_folder
 from prismcap.data.schema import DataError, ImageRef
-from prismcap.evaluate.benchmarks._contract import Benchmark, Question
+from prismcap.evaluate.benchmarks._contract import LETTERS, Benchmark, Question
 from prismcap.evaluate.benchmarks._tsv_index import POINTER_CHARACTERS
 from prismcap.evaluate.benchmarks._tsv_question import is_blank
 
@@ -42,7 +41,7 @@ def _columns(benchmark: Benchmark) -> list[str]:
         num_options = max(num_options, len(question.options))
         groups |= dict.fromkeys((*question.categories, *_rules(question)))
         more |= dict.fromkeys(_more(question))
-    columns = ["index", "question", *ascii_uppercase[:num_options], "answer", *groups, *more, "image"]
+    columns = ["index", "question", *LETTERS[:num_options], "answer", *groups, *more, "image"]
     if len(set(columns)) < len(columns):
         raise DataError(
             f"categories and rules {list(groups)} share names with columns of the format: {columns}"
@@ -78,7 +77,7 @@ def _write(benchmark: Benchmark, columns: list[str], file: BinaryIO, path: Path)
 
 def _row(question: Question, image: str, path: Path) -> dict[str, str]:
     where = f"{path}, question {question.id!r}"
-    options = dict(zip(ascii_uppercase, question.options, strict=False))
+    options = dict(zip(LETTERS, question.options, strict=False))
     for name, value in {"question": question.text, "answer": question.answer, **options}.items():
         if is_blank(value):
             raise DataError(

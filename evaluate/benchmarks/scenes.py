@@ -12,7 +12,6 @@ import hashlib
 import json
 import random
 from dataclasses import asdict, replace
-from string import ascii_uppercase
 
 from pydantic import Field
 
@@ -22,7 +21,7 @@ from prismcap.data.scenes.graph import LAYOUTS, SceneGraph
 from prismcap.data.scenes.make import SceneMaker
 from prismcap.data.scenes.objects import ObjectsName, load_objects, objects_root
 from prismcap.data.scenes.splits import Split, limit_words
-from prismcap.evaluate.benchmarks._contract import Benchmark, BenchmarkContext, Question
+from prismcap.evaluate.benchmarks._contract import LETTERS, Benchmark, BenchmarkContext, Question
 from prismcap.evaluate.benchmarks._scene_questions import (
     ABILITIES,
     NUM_OPTIONS,
@@ -96,7 +95,7 @@ class ScenesBenchmark:
             id=str(position),
             kind="choice",
             text=asked.text,
-            answer=ascii_uppercase[asked.right],
+            answer=LETTERS[asked.right],
             images=(SceneImage(graph, str(objects_root()), pixels),),
             options=asked.options,
             cluster=f"scene {scene}",

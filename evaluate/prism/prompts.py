@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prismcap.evaluate.benchmarks._contract import Question
+from prismcap.evaluate.benchmarks._contract import LETTERS, Question
 
 _TASK = (
     "You are an excellent text-based reasoning expert. You are required to answer the question based on the "
@@ -14,16 +14,11 @@ _SELECT = "Please select the correct answer from the options above. \n"
 _ALREADY_LABELLED = ("question:", "hint:")
 
 
-def letter(position: int) -> str:
-    """The letter of the option at a position: A, B, …"""
-    return chr(ord("A") + position)
-
-
 def options_text(question: Question) -> str:
     """`Options:` and a line for each, `A. …`; empty where the answer is free."""
     if not question.options:
         return ""
-    lines = (f"{letter(position)}. {option}\n" for position, option in enumerate(question.options))
+    lines = (f"{letter}. {option}\n" for letter, option in zip(LETTERS, question.options, strict=False))
     return "Options:\n" + "".join(lines)
 
 

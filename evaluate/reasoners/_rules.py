@@ -31,8 +31,3 @@ class RuleReasoner:
             else:
                 text = self.rule(request.question, request.description)
                 yield position, Answer(text=text, finish_reason="stop", tokens_in=0, tokens_out=0)
-
-
-def letter(position: int) -> str:
-    """Of an option: A, B, …"""
-    return chr(ord("A") + position)

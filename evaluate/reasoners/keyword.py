@@ -9,9 +9,9 @@ import re
 from collections.abc import Sequence
 
 from prismcap.configs.schema.base import Section
-from prismcap.evaluate.benchmarks._contract import Question
+from prismcap.evaluate.benchmarks._contract import LETTERS, Question
 from prismcap.evaluate.reasoners._contract import ReasonerContext
-from prismcap.evaluate.reasoners._rules import CANNOT_TELL, RuleReasoner, letter
+from prismcap.evaluate.reasoners._rules import CANNOT_TELL, RuleReasoner
 
 Words = tuple[str, ...]
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
@@ -53,7 +53,7 @@ def read(question: Question, description: str | None) -> str:
             return CANNOT_TELL
         return "Yes." if named([wanted], description) else "No."
     found = named([words(option) for option in question.options], description)
-    return letter(found.pop()) if len(found) == 1 else CANNOT_TELL
+    return LETTERS[found.pop()] if len(found) == 1 else CANNOT_TELL
 
 
 def words(text: str) -> Words:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 
 from prismcap.configs.schema.base import Section
-from prismcap.evaluate.benchmarks._contract import Question
+from prismcap.evaluate.benchmarks._contract import LETTERS, Question
 from prismcap.evaluate.reasoners._contract import ReasonerContext
-from prismcap.evaluate.reasoners._rules import CANNOT_TELL, RuleReasoner, letter
+from prismcap.evaluate.reasoners._rules import CANNOT_TELL, RuleReasoner
 
 
 class Options(Section):
@@ -23,10 +23,7 @@ def build(options: Options, context: ReasonerContext) -> RuleReasoner:  # noqa: 
 
 def guess(question: Question, seed: int) -> str:
     """The same in every run of the seed, each of k options with a chance of 1/k; free answers are refused."""
-    if question.kind == "yes_no":
-        choices = ["Yes.", "No."]
-    else:
-        choices = [letter(position) for position in range(len(question.options))]
+    choices = ("Yes.", "No.") if question.kind == "yes_no" else LETTERS[: len(question.options)]
     if not choices:
         return CANNOT_TELL
     digest = hashlib.sha256(f"{seed}\0{question.id}".encode()).digest()

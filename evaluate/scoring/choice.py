@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from prismcap.evaluate.benchmarks._contract import LETTERS
 from prismcap.evaluate.scoring import phrases
 from prismcap.evaluate.scoring.conclusions import (
     CHOSEN,
@@ -227,6 +228,6 @@ def _ordinals_as_letters(text: str, count: int) -> str:
     def letter(found: re.Match[str]) -> str:
         word = found.group(1).lower()
         position = count - 1 if word == "last" else phrases.ORDINALS.index(word)
-        return f"option ({chr(ord('A') + position)})" if position < count else found.group()
+        return f"option ({LETTERS[position]})" if position < count else found.group()
 
     return re.sub(rf"(?i)\bthe ({'|'.join(phrases.ORDINALS)}|last) (?:option|choice|answer)\b", letter, text)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from prismcap.evaluate.benchmarks._contract import Question
+from prismcap.evaluate.benchmarks._contract import LETTERS, Question
 from prismcap.evaluate.reasoners._contract import Reasoner, ReasonRequest
 from prismcap.evaluate.scoring.letters import Letters
 from prismcap.evaluate.scoring.replies import plain, visible
@@ -63,7 +63,7 @@ class ReasonerJudge:
 
 def judge_prompt(question: Question, reply: str) -> str:
     """The whole prompt. The reply's thinking is left out."""
-    options = "\n".join(f"{chr(ord('A') + at)}. {text}" for at, text in enumerate(question.options))
+    options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, question.options, strict=False))
     said = visible(reply)[-_MAX_REPLY_CHARS:]
     return JUDGE_PROMPT.format(question=question.text, options=options, reply=said, nothing=_NOTHING)
 

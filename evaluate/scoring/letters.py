@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from prismcap.evaluate.benchmarks._contract import LETTERS
 from prismcap.evaluate.scoring import phrases
 from prismcap.evaluate.scoring.mentions import ARTICLES
 from prismcap.evaluate.scoring.replies import BOX_CLOSE, BOX_OPEN, plain
@@ -33,7 +34,7 @@ _NAMES = re.compile(
 
 class Letters:
     def __init__(self, count: int) -> None:
-        self.valid = frozenset(chr(ord("A") + position) for position in range(count))
+        self.valid = frozenset(LETTERS[:count])
 
     def read(self, text: str, filler: re.Match[str] | None = None) -> tuple[frozenset[str], int] | None:
         """The letter, or letters joined by "and", "or" or a comma, at the start, and where they end. They may
@@ -149,7 +150,7 @@ def collapse_labels(text: str, options: Sequence[str]) -> str:
 
     With another option's text and nothing more, as both letters: "B. cat." as "(B/A).".
     """
-    texts = {chr(ord("A") + position): _flexible(option) for position, option in enumerate(options)}
+    texts = {letter: _flexible(option) for letter, option in zip(LETTERS, options, strict=False)}
     words = {letter: said for letter, said in texts.items() if said}
     present = {
         found.group(2).upper()

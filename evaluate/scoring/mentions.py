@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from prismcap.evaluate.benchmarks._contract import LETTERS
 from prismcap.evaluate.scoring.replies import fold, plain
 
 ARTICLES = r"(?:a|an|the|der|die|das|ein|eine|einen|le|la|les|l'|un|une|el|los|las|una|il|lo|o|os|as|um|uma)"
@@ -61,9 +62,9 @@ class OptionTexts:
     letter in a reply means the letter."""
 
     def __init__(self, options: Sequence[str]) -> None:
-        letters = [chr(ord("A") + position) for position in range(len(options))]
+        letters = LETTERS[: len(options)]
         self.folded = {
-            letter: _bare(fold(plain(text))) for letter, text in zip(letters, options, strict=True)
+            letter: _bare(fold(plain(text))) for letter, text in zip(letters, options, strict=False)
         }
         numeric = all(re.fullmatch(r"-?\d+", text) for text in self.folded.values())
         self._patterns = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prismcap.configs.errors import DataError
-from prismcap.evaluate.benchmarks._contract import Question
+from prismcap.evaluate.benchmarks._contract import LETTERS, Question
 from prismcap.evaluate.scoring.choice import MAX_OPTIONS, extract_choice
 from prismcap.evaluate.scoring.conclusions import Extraction
 from prismcap.evaluate.scoring.judge import Judge
@@ -63,7 +63,7 @@ def needs_judge(question: Question, reply: str) -> bool:
 def _choice(question: Question, reply: str, judge: Judge | None) -> Scored:
     num_options = len(question.options)
     answer = question.answer.strip().upper()
-    letters = [chr(ord("A") + position) for position in range(num_options)]
+    letters = LETTERS[:num_options]
     if not 1 <= num_options <= MAX_OPTIONS or answer not in letters:
         raise DataError(
             f"question {question.id}: answer {question.answer!r} among {num_options} options: a choice "

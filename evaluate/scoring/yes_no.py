@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from prismcap.evaluate.benchmarks._contract import LETTERS
 from prismcap.evaluate.scoring import phrases
 from prismcap.evaluate.scoring.conclusions import (
     CHOSEN,
@@ -57,7 +58,7 @@ def yes_no_letters(options: Sequence[str]) -> dict[str, str]:
     folded = [fold(option).strip(" .") for option in options]
     if sorted(folded) != [NO, YES]:
         return {}
-    return {text: chr(ord("A") + position) for position, text in enumerate(folded)}
+    return dict(zip(folded, LETTERS, strict=False))
 
 
 def extract_yes_no(reply: str, question: str = "") -> Extraction:
