@@ -28,14 +28,6 @@ class Job(Generic[RequestT]):
     request: RequestT
 
 
-def distinct(jobs: Sequence[Job[RequestT]]) -> list[Job[RequestT]]:
-    """One job per key, the first of each."""
-    first: dict[str, Job[RequestT]] = {}
-    for job in jobs:
-        first.setdefault(job.key, job)
-    return list(first.values())
-
-
 def no_notes(job: Job[Any], answer: Answer) -> Mapping[str, Any]:  # noqa: ARG001
     """For stages whose rows say nothing more."""
     return {}
@@ -56,23 +48,24 @@ def complete(
     Each answer becomes a row as soon as it is known. An answer without text is a failure: it would be taken
     for a description or a reply. Raises what `ask` raises, and AssertionError where it leaves requests out.
     """
-    waiting = [job for job in distinct(jobs) if job.key not in store]
+    waiting: dict[str, Job[RequestT]] = {}
+    for job in jobs:
+        if job.key not in store:
+            waiting.setdefault(job.key, job)
     if not waiting:
         return
     bar = tqdm(desc=label, total=len(waiting), disable=None if show_progress else True, leave=False)
     with store, bar:
         while waiting:
-            by_key = {job.key: job for job in waiting}
-            claimed = [by_key[key] for key in store.claim(by_key, chunk)]
+            claimed = [waiting[key] for key in store.claim(waiting, chunk)]
             if claimed:
                 _ask_chunk(store, claimed, ask, notes, bar)
             else:
                 time.sleep(_WAIT_S)
                 store.refresh()
-            left = [job for job in waiting if job.key not in store]
-            bar.n = bar.total - len(left)
+            waiting = {key: job for key, job in waiting.items() if key not in store}
+            bar.n = bar.total - len(waiting)
             bar.refresh()
-            waiting = left
 
 
 def _ask_chunk(

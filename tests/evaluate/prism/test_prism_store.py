@@ -120,6 +120,14 @@ with Store(Path({str(path)!r})) as store:
     assert others() == [B, C]
 
 
+def test_what_was_finished_since_the_last_look_is_not_claimed(path: Path) -> None:
+    with Store(path) as store:
+        Store(path).append(A, "1", Answer("one"))
+        assert store.claim([A, B], 1) == [] and store.claim([A, B], 1) == [B]
+        found = store.get(A)
+        assert found is not None and found.answer.text == "one"
+
+
 def test_claims_go_with_a_killed_process(path: Path) -> None:
     script = f"""
 import time
