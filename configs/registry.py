@@ -32,6 +32,7 @@ PACKAGES = {
     "benchmark": "prismcap.evaluate.benchmarks",
     "perceiver": "prismcap.evaluate.perceivers",
     "reasoner": "prismcap.evaluate.reasoners",
+    "metric": "prismcap.evaluate.metrics",
 }
 
 
