@@ -76,7 +76,7 @@ class Metric(Protocol):
 
     @property
     def identity(self) -> str:
-        """Changes with everything but the items that decides the figures (tokenizer, model, judge, version)."""
+        """Changes with everything but the items that decides the figures: tokenizer, model, version."""
 
     def figures(self, items: Sequence[CaptionItem]) -> list[ItemFigure]:
         """At least one item. Raises DataError naming the item's `where`; MissingExtraError, ConfigError when
