@@ -35,11 +35,13 @@ _PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "-
 _BRACKETS = {"(": "-LRB-", ")": "-RRB-", "[": "-LSB-", "]": "-RSB-", "{": "-LCB-", "}": "-RCB-"}
 _FRACTIONS = {"¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}
 _MONEY = {"¢": "cents", "£": "#", "¤": "$", "\x80": "$", "₠": "$", "€": "$"}
+_QUOTES = {"‘": "`", "’": "'", "‹": "`", "›": "'", "\x91": "`", "\x92": "'"}
+_QUOTES |= {"“": "``", "”": "''", "«": "``", "»": "''", "\x93": "``", "\x94": "''", "`": "`"}
 _WRITTEN = _BRACKETS | _FRACTIONS | _MONEY | {"&lt;": "<", "&gt;": ">"}
 _LINE_BREAKS = re.compile("[\n\r\v\f\x85\u2028\u2029]+")
 # a word that no rule but the plain one can take: nothing but letters up to a space
 _PLAIN = re.compile("([A-Za-z]+)(?=,?[ \n])")
-_Kind = Literal["text", "split", "nothing", "bracketed", "hyphens", "ending", "symbol"]
+_Kind = Literal["text", "split", "nothing", "bracketed", "hyphens", "ending", "quotes", "symbol"]
 
 
 class _Rule(NamedTuple):
@@ -89,6 +91,8 @@ def _written(kind: _Kind, token: str) -> Iterator[str]:
             yield token
     elif kind == "ending":
         yield re.sub(_OPENING_QUOTE, "`", re.sub(_APOSTROPHE, "'", token))
+    elif kind == "quotes":  # two of them are no punctuation that is known, and stay
+        yield "".join(_QUOTES[quote] for quote in token)
     elif kind == "hyphens":
         yield token if len(token) > 4 else "--"
     elif kind != "nothing":
@@ -116,16 +120,18 @@ _ENDING = f"{_APOSTROPHE}(?:[msdMSD]|[rR][eE]|[vV][eE]|[lL][lL])"  # I'm, it's, 
 _NOT = f"[nN]{_ANY_QUOTE}[tT]"
 _ACRONYM = r"[A-Za-z](?:\.[A-Za-z])+"
 _NAME = "[A-Za-z][A-Za-z0-9_:.-]*"
+_ATTRIBUTE = f" +{_NAME}(?: *= *(?:\"[^\"\r\n]*\"|'[^'\r\n]*'))?"
+_MARKUP = f"<(?:[!?][A-Za-z-][^>\r\n]*|/{_NAME} *|{_NAME}(?:{_ATTRIBUTE})* */? *)>"
 _BLANK = "[ \t\n\xa0]"
 _NUMBER = "(?:\\d+(?:[.:,\xad\u066b\u066c]\\d+)*|(?:[.:,\xad\u066b\u066c]\\d+)+)"
 
 
 def _letter() -> str:
-    return f"(?:[{letters()}]|{_ACCENTED})"
+    return f"(?:[\xad{letters(marks=True)}]|{_ACCENTED})"
 
 
-def _alnum() -> str:
-    return rf"(?:[\d{letters()}]|{_ACCENTED})"
+def _alnum(marks: bool = True) -> str:
+    return rf"(?:[\d\xad{letters(marks)}]|{_ACCENTED})"
 
 
 def _word() -> str:
@@ -135,7 +141,8 @@ def _word() -> str:
 
 def _thing() -> str:
     """Letters and digits with hyphens between, and d' o' l' before."""
-    part = f"(?:[dDoOlL]{_ANY_QUOTE}{_alnum()})?{_alnum()}+"
+    alnum = _alnum(marks=False)
+    part = f"(?:[dDoOlL]{_ANY_QUOTE}{alnum})?{alnum}+"
     return f"{part}(?:[-_\u058a\u2010\u2011]{part})*"
 
 
@@ -145,8 +152,7 @@ def _hyphenated() -> str:
 
 def _markup_rules() -> Iterator[tuple[_Kind, str]]:
     yield "split", f"((?i:{'|'.join(SPLIT)}))"
-    attribute = f"(?: +{_NAME}(?: *= *(?:\"[^\"\r\n]*\"|'[^'\r\n]*'))?)*"
-    yield "text", f"(<(?:[!?][A-Za-z-][^>\r\n]*|/{_NAME} *|{_NAME}{attribute} */? *)>)"
+    yield "text", f"({_MARKUP})"
     yield "nothing", "(&(?:MD|mdash|ndash);|[\x96\x97–-―])"
     yield "text", "(&amp;)"
     yield "text", "(&(?:HT|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);)"
@@ -155,17 +161,18 @@ def _markup_rules() -> Iterator[tuple[_Kind, str]]:
 def _word_rules() -> Iterator[tuple[_Kind, str]]:
     quote, after = _ANY_QUOTE, "[^A-Za-z]"
     yield "text", f"({_word()}){_ENDING}"
-    yield "text", f"({_alnum()}+){_NOT}"
+    yield "text", f"([A-Za-z]+){_NOT}"
     yield "text", f"({_word()})"
-    inside = f"[A-HJ-XZn]{quote}[A-Za-z]{{2,}}|[oO]{quote}[oO]"
-    inside += f"|[A-Za-z]+[aeiouyAEIOUY]{quote}[aeiouA-Z][A-Za-z]*"
+    letter = f"[{letters(marks=False)}]"
+    inside = f"[A-HJ-XZn]{quote}{letter}{{2,}}|[oO]{quote}[oO]"
+    inside += f"|{letter}+[aeiouyAEIOUY]{quote}[aeiouA-Z]{letter}*"
     known = "nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l"
     cut = f"{_APOSTROPHE}(?:em|cause|till?|[2-9]0s|n{_APOSTROPHE})|(?:[ldj]|dunkin|somethin|ol){_APOSTROPHE}"
     yield "text", rf"({inside}|cont'd\.?|(?i:{known}|{cut}))"
-    yield "text", f"((?i:{_APOSTROPHE}n)){_BLANK}"
+    yield "text", f"([’\x92][nN]|(?i:{_APOSTROPHE}n)(?={_BLANK}))"
     yield "text", f"([yY]{_APOSTROPHE}){_letter()}"
     no_end = r"[^ \t\n\f\r\"<>|.!?(){},-]"
-    yield "text", rf"((?i:https?://)[^ \t\n\f\r\"<>|()]+{no_end})"
+    yield "text", rf"((?i:https?://)[^ \t\n\f\r\"<>|(){{}}]+{no_end})"
     host = r"(?i:www\.)(?:[^ \t\n\f\r\"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}"
     bare = rf"(?:[^ \t\n\f\r\"`'<>|!?(){{}}$,-_]+\.)+(?i:{ADDRESS_ENDS})"
     yield "text", rf"((?:{host}|{bare})(?:/[^ \t\n\f\r\"<>|()]+{no_end})?)"
@@ -174,6 +181,7 @@ def _word_rules() -> Iterator[tuple[_Kind, str]]:
     yield "text", f"(@[a-zA-Z_][a-zA-Z_0-9]*|#{_letter()}+)"
     yield "text", r"([cC]\+\+|[cCfF]#)"
     yield "ending", f"({_ENDING}|{_NOT}){after}"
+    yield "ending", "([’\x92](?i:[msd]|[rv]e|ll))"
 
 
 def _number_rules() -> Iterator[tuple[_Kind, str]]:
@@ -196,10 +204,13 @@ def _number_rules() -> Iterator[tuple[_Kind, str]]:
 def _abbreviation_rules() -> Iterator[tuple[_Kind, str]]:
     """The point stays with the word."""
     yield "text", rf"((?:(?i:ph|ed)\.[dD]|{cased(ABBREVIATIONS)}|{cased(TITLES)})\.)"
-    yield "text", rf"((?:{cased(ABBREVIATIONS)})\.)[\s\S]{{2}}"  # "inc.c" is two tokens, "mr.x" is one
+    yield (
+        "text",
+        rf"((?:(?i:ph|ed)\.[dD]|{cased(ABBREVIATIONS)})\.)[\s\S]{{2}}",
+    )  # "inc.c" is two tokens, "mr.x" is one
     yield "text", rf"((?:{cased(BEFORE_NUMBER)})\.){_BLANK}*\d"
     yield "text", rf"({_ACRONYM}\.|[A-Za-z]\.)"
-    yield "text", rf"([A-Za-z])\.{_BLANK}+(?:{cased(SENTENCE_STARTS)}){_BLANK}"
+    yield "text", rf"([A-Za-z])\.{_BLANK}+(?:{cased(SENTENCE_STARTS)}|{_MARKUP}){_BLANK}"
     yield "text", rf"((?:{_word()}|{_thing()}|{_hyphenated()})\.)[,;:、]"
 
 
@@ -217,5 +228,6 @@ def _symbol_rules() -> Iterator[tuple[_Kind, str]]:
     yield "nothing", r"(\.{3,5}|(?:\.[ \xa0]){2,4}\.|…)"
     yield "text", r"([?!]+|@+|#+|_+|\*+|(?:\\\*){1,3}|<<|>>)"
     yield "text", r"([()\[\]{}]|(?i:&lt;|&gt;))"
-    yield "nothing", "((?i:&nbsp;|&quot;|&apos;)|''|``|['\"`\x91-\x94‘’‛“”‹›«»])"
+    yield "nothing", "((?i:&nbsp;|&quot;|&apos;)|''|['\"‛])"
+    yield "quotes", f"([{''.join(_QUOTES)}]{{1,2}})"
     yield "symbol", r"(\S)"
