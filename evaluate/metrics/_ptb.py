@@ -28,7 +28,9 @@ from prismcap.evaluate.metrics._ptb_words import (
     letters,
 )
 
-__all__ = ["tokenize"]
+__all__ = ["TOKENS", "tokenize"]
+
+TOKENS = "ptb tokens 1"  # part of every identity: change it with anything that changes tokens
 
 # removed after tokenizing; theirs has brackets too, in upper case, which lower-cased text never holds
 _PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
