@@ -1,4 +1,4 @@
-"""Programs in Java that come inside the package pycocoevalcap: looked for when they are needed, not before."""
+"""Programs in Java that come inside the package pycocoevalcap: looked for when needed, not before."""
 
 from __future__ import annotations
 

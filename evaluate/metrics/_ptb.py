@@ -43,7 +43,7 @@ _WRITTEN = _BRACKETS | _FRACTIONS | _MONEY | {"&lt;": "<", "&gt;": ">"}
 _LINE_BREAKS = re.compile("[\n\r\v\f\x85\u2028\u2029]+")
 # a word that no rule but the plain one can take: nothing but letters up to a space
 _PLAIN = re.compile("([A-Za-z]+)(?=,?[ \n])")
-_Kind = Literal["text", "split", "nothing", "bracketed", "hyphens", "ending", "quotes", "symbol"]
+_Kind = Literal["text", "split", "nothing", "bracketed", "hyphens", "ending", "quotes", "ampersand", "symbol"]
 
 
 class _Rule(NamedTuple):
@@ -80,15 +80,14 @@ def _tokens(line: str) -> Iterator[str]:
             if found and found.end() > longest:
                 kind, longest, end = rule.kind, found.end(), found.end(1)
         end = max(end, position + 1)
+        if kind == "split":  # what follows the first half is read anew: "'tis-a" has "is-a"
+            end = position + SPLIT[line[position:end].lower()]
         yield from _written(kind, line[position:end])
         position = end
 
 
 def _written(kind: _Kind, token: str) -> Iterator[str]:
-    if kind == "split":
-        at = SPLIT[token.lower()]
-        yield from (token[:at], token[at:])
-    elif kind == "symbol":
+    if kind == "symbol":
         if token in kept_symbols():
             yield token
     elif kind == "ending":
@@ -101,7 +100,9 @@ def _written(kind: _Kind, token: str) -> Iterator[str]:
         token = _WRITTEN.get(token.lower(), token)
         if kind == "bracketed":
             token = token.replace("(", "-LRB-").replace(")", "-RRB-")
-        yield token.replace("\xad", "").replace("&amp;", "&").replace(" ", "\xa0")
+        elif kind == "ampersand":
+            token = token.replace("&amp;", "&")
+        yield token.replace("\xad", "").replace(" ", "\xa0")
 
 
 @lru_cache(maxsize=1)
@@ -124,6 +125,7 @@ _ACRONYM = r"[A-Za-z](?:\.[A-Za-z])+"
 _NAME = "[A-Za-z][A-Za-z0-9_:.-]*"
 _ATTRIBUTE = f" +{_NAME}(?: *= *(?:\"[^\"\r\n]*\"|'[^'\r\n]*'))?"
 _MARKUP = f"<(?:[!?][A-Za-z-][^>\r\n]*|/{_NAME} *|{_NAME}(?:{_ATTRIBUTE})* */? *)>"
+_CAPITALS = "[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+"  # AT&T
 _BLANK = "[ \t\n\xa0]"
 _NUMBER = "(?:\\d+(?:[.:,\xad\u066b\u066c]\\d+)*|(?:[.:,\xad\u066b\u066c]\\d+)+)"
 
@@ -132,8 +134,8 @@ def _letter() -> str:
     return f"(?:[\xad{letters(marks=True)}]|{_ACCENTED})"
 
 
-def _alnum(marks: bool = True) -> str:
-    return rf"(?:[\d\xad{letters(marks)}]|{_ACCENTED})"
+def _alnum() -> str:
+    return rf"(?:[\d\xad{letters(marks=True)}]|{_ACCENTED})"
 
 
 def _word() -> str:
@@ -143,7 +145,7 @@ def _word() -> str:
 
 def _thing() -> str:
     """Letters and digits with hyphens between, and d' o' l' before."""
-    alnum = _alnum(marks=False)
+    alnum = rf"[\d\xad{letters(marks=False)}]"
     part = f"(?:[dDoOlL]{_ANY_QUOTE}{alnum})?{alnum}+"
     return f"{part}(?:[-_\u058a\u2010\u2011]{part})*"
 
@@ -156,7 +158,7 @@ def _markup_rules() -> Iterator[tuple[_Kind, str]]:
     yield "split", f"((?i:{'|'.join(SPLIT)}))"
     yield "text", f"({_MARKUP})"
     yield "nothing", "(&(?:MD|mdash|ndash);|[\x96\x97–-―])"
-    yield "text", "(&amp;)"
+    yield "ampersand", "(&amp;)"
     yield "text", "(&(?:HT|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);)"
 
 
@@ -177,13 +179,14 @@ def _word_rules() -> Iterator[tuple[_Kind, str]]:
     yield "text", rf"((?i:https?://)[^ \t\n\f\r\"<>|(){{}}]+{no_end})"
     host = r"(?i:www\.)(?:[^ \t\n\f\r\"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}"
     bare = rf"(?:[^ \t\n\f\r\"`'<>|!?(){{}}$,-_]+\.)+(?i:{ADDRESS_ENDS})"
-    yield "text", rf"((?:{host}|{bare})(?:/[^ \t\n\f\r\"<>|()]+{no_end})?)"
+    yield "text", f"({host}|{bare})"
+    yield "text", rf"((?:{host}|{bare})/[^ \t\n\f\r\"<>|()]+{no_end})"
     mail = r"[^ \t\n\f\r\"<>|(){}.\xa0]+"
     yield "text", rf"(<?[a-zA-Z0-9][^ \t\n\f\r\"<>|()\xa0{{}}]*@(?:{mail}\.)*{mail}>?)"
     yield "text", f"(@[a-zA-Z_][a-zA-Z_0-9]*|#{_letter()}+)"
     yield "text", r"([cC]\+\+|[cCfF]#)"
     yield "ending", f"({_ENDING}|{_NOT}){after}"
-    yield "ending", "([’\x92](?i:[msd]|[rv]e|ll))"
+    yield "ending", "((?:[’\x92]|&apos;)(?i:[msd]|[rv]e|ll))"
 
 
 def _number_rules() -> Iterator[tuple[_Kind, str]]:
@@ -194,9 +197,9 @@ def _number_rules() -> Iterator[tuple[_Kind, str]]:
     yield "text", "([¼-¾⅓-⅞])"
     special = r"-[RL][RCS]B-|C\.D\.s|pro-|anti-|S&(?:amp;)?P-500|S&(?:amp;)?Ls"
     special += f"|Cap{_APOSTROPHE}n|c{_APOSTROPHE}est"
-    yield "text", f"((?i:{special}))"
+    yield "ampersand", f"((?i:{special}))"
     yield "text", rf"({_APOSTROPHE}\d\d){_BLANK}"
-    yield "text", "([A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+)"
+    yield "ampersand", f"({_CAPITALS})"
     slash = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
     yield "text", rf"({slash}(?:\\?/{slash}){{1,2}})"
     yield "text", r"([A-Z]*\$|#)"
@@ -213,7 +216,7 @@ def _abbreviation_rules() -> Iterator[tuple[_Kind, str]]:
     yield "text", rf"((?:{cased(BEFORE_NUMBER)})\.){_BLANK}*\d"
     yield "text", rf"({_ACRONYM}\.|[A-Za-z]\.)"
     yield "text", rf"([A-Za-z])\.{_BLANK}+(?:{cased(SENTENCE_STARTS)}|{_MARKUP}){_BLANK}"
-    yield "text", rf"((?:{_word()}|{_thing()}|{_hyphenated()})\.)[,;:、]"
+    yield "text", rf"((?:{_word()}|{_thing()}|{_hyphenated()}|{_CAPITALS})\.)[,;:、]"
 
 
 def _symbol_rules() -> Iterator[tuple[_Kind, str]]:
