@@ -53,11 +53,11 @@ class _Rule(NamedTuple):
     pattern: re.Pattern[str]
 
 
-@lru_cache(maxsize=1 << 17)
+@lru_cache(maxsize=1 << 15)
 def tokenize(text: str) -> str:
     """The tokens of one caption with a space between: "" where there are none."""
     tokens = (token.lower() for token in _tokens(_LINE_BREAKS.sub(" ", text) + "\n"))
-    return " ".join(token for token in tokens if token not in _PUNCTUATION).rstrip()
+    return " ".join(token for token in tokens if token and token not in _PUNCTUATION)
 
 
 def _tokens(line: str) -> Iterator[str]:
@@ -81,7 +81,7 @@ def _tokens(line: str) -> Iterator[str]:
                 kind, longest, end = rule.kind, found.end(), found.end(1)
         end = max(end, position + 1)
         if kind == "split":  # what follows the first half is read anew: "'tis-a" has "is-a"
-            end = position + SPLIT[line[position:end].lower()]
+            end = position + SPLIT[line[position:end].casefold()]
         yield from _written(kind, line[position:end])
         position = end
 

@@ -50,6 +50,8 @@ def test_tokens_are_those_of_the_reference() -> None:
         ("see no. 5, but no. Never", "see no. 5 but no never"),
         ("plan b. The end of plan b. there", "plan b the end of plan b. there"),
         ("👍 nice", "nice"),
+        ("'tiſ a dog", "'t iſ a dog"),
+        ("a \xad\xad dog", "a dog"),
         ("…", ""),
         ("", ""),
     ],
