@@ -155,6 +155,7 @@ def _hyphenated() -> str:
 
 
 def _markup_rules() -> Iterator[tuple[_Kind, str]]:
+    """Two words in one; tags and entities of HTML."""
     yield "split", f"((?i:{'|'.join(SPLIT)}))"
     yield "text", f"({_MARKUP})"
     yield "nothing", "(&(?:MD|mdash|ndash);|[\x96\x97–-―])"
@@ -163,11 +164,12 @@ def _markup_rules() -> Iterator[tuple[_Kind, str]]:
 
 
 def _word_rules() -> Iterator[tuple[_Kind, str]]:
+    """Words, what an apostrophe does to them, addresses."""
     quote, after = _ANY_QUOTE, "[^A-Za-z]"
     yield "text", f"({_word()}){_ENDING}"
     yield "text", f"([A-Za-z]+){_NOT}"
     yield "text", f"({_word()})"
-    letter = f"[{letters(marks=False)}]"
+    letter = f"[{letters(marks=False)}]"  # O'Neil, o'o, ma'am: an apostrophe inside one word
     inside = f"[A-HJ-XZn]{quote}{letter}{{2,}}|[oO]{quote}[oO]"
     inside += f"|{letter}+[aeiouyAEIOUY]{quote}[aeiouA-Z]{letter}*"
     known = "nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l"
@@ -175,6 +177,7 @@ def _word_rules() -> Iterator[tuple[_Kind, str]]:
     yield "text", rf"({inside}|cont'd\.?|(?i:{known}|{cut}))"
     yield "text", f"([’\x92][nN]|(?i:{_APOSTROPHE}n)(?={_BLANK}))"
     yield "text", f"([yY]{_APOSTROPHE}){_letter()}"
+    # addresses end in no punctuation
     no_end = r"[^ \t\n\f\r\"<>|.!?(){},-]"
     yield "text", rf"((?i:https?://)[^ \t\n\f\r\"<>|(){{}}]+{no_end})"
     host = r"(?i:www\.)(?:[^ \t\n\f\r\"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}"
@@ -185,11 +188,13 @@ def _word_rules() -> Iterator[tuple[_Kind, str]]:
     yield "text", rf"(<?[a-zA-Z0-9][^ \t\n\f\r\"<>|()\xa0{{}}]*@(?:{mail}\.)*{mail}>?)"
     yield "text", f"(@[a-zA-Z_][a-zA-Z_0-9]*|#{_letter()}+)"
     yield "text", r"([cC]\+\+|[cCfF]#)"
+    # what was left of "it's" and "isn't"; a curly apostrophe ends any word
     yield "ending", f"({_ENDING}|{_NOT}){after}"
     yield "ending", "((?:[’\x92]|&apos;)(?i:[msd]|[rv]e|ll))"
 
 
 def _number_rules() -> Iterator[tuple[_Kind, str]]:
+    """Dates, numbers, fractions ("1 1/2"), words with slashes, money."""
     yield "text", r"(\d{1,2}[-/]\d{1,2}[-/]\d{2,4})"
     yield "text", f"([-+]?{_NUMBER})"
     yield "text", "([⁺⁻₊₋]?(?:[⁰¹²³⁴-⁹]+|[₀-₉]+))"
@@ -208,11 +213,9 @@ def _number_rules() -> Iterator[tuple[_Kind, str]]:
 
 def _abbreviation_rules() -> Iterator[tuple[_Kind, str]]:
     """The point stays with the word."""
-    yield "text", rf"((?:(?i:ph|ed)\.[dD]|{cased(ABBREVIATIONS)}|{cased(TITLES)})\.)"
-    yield (
-        "text",
-        rf"((?:(?i:ph|ed)\.[dD]|{cased(ABBREVIATIONS)})\.)[\s\S]{{2}}",
-    )  # "inc.c" is two tokens, "mr.x" is one
+    shortened = rf"(?i:ph|ed)\.[dD]|{cased(ABBREVIATIONS)}"
+    yield "text", rf"((?:{shortened}|{cased(TITLES)})\.)"
+    yield "text", rf"((?:{shortened})\.)[\s\S]{{2}}"  # "inc.c" is two tokens, "mr.x" is one
     yield "text", rf"((?:{cased(BEFORE_NUMBER)})\.){_BLANK}*\d"
     yield "text", rf"({_ACRONYM}\.|[A-Za-z]\.)"
     yield "text", rf"([A-Za-z])\.{_BLANK}+(?:{cased(SENTENCE_STARTS)}|{_MARKUP}){_BLANK}"
@@ -220,6 +223,7 @@ def _abbreviation_rules() -> Iterator[tuple[_Kind, str]]:
 
 
 def _symbol_rules() -> Iterator[tuple[_Kind, str]]:
+    """Numbers of telephones, faces, names of files, what has hyphens inside, and single characters."""
     area = r"\([0-9]{2,3}\)[ \xa0]?|(?:\+\+?)?(?:[0-9]{2,4}[- ])?[0-9]{2,4}[- ]"
     dotted = r"(?:(?:\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}"
     yield "bracketed", rf"((?:{area})[0-9]{{3,4}}[- ]?[0-9]{{3,5}}|{dotted})"
