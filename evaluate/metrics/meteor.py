@@ -22,6 +22,7 @@ __all__ = ["Options", "build", "combine"]
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 _MATCHERS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
 _NUM_STATISTICS = 23
+_LENGTHS, _CHUNKS, _MATCHED = slice(0, 2), 20, slice(21, 23)
 _SEPARATOR = "|||"
 
 
@@ -50,34 +51,39 @@ class Meteor:
 
 
 def read_statistics(written: str, num_items: int) -> Floats:
-    """[items, 23] from the program's lines. Raises ConfigError where they are not what was asked for."""
+    """[items, 23] from the program's lines, as `combine` takes them.
+
+    Raises ConfigError where they are not what was asked for.
+    """
     rows = [line.split() for line in written.splitlines()]
     if len(rows) != num_items or any(len(row) != _NUM_STATISTICS for row in rows):
         raise ConfigError(
             f"meteor: expected {num_items} lines of {_NUM_STATISTICS} numbers from meteor-1.5.jar, found "
             f"{len(rows)} lines, the last: {written.splitlines()[-1:]}"
         )
-    return np.array(rows, dtype=np.float64).reshape(num_items, _NUM_STATISTICS)
+    sums = np.array(rows, dtype=np.float64).reshape(num_items, _NUM_STATISTICS)
+    # two texts that match whole are in no pieces; the program leaves their piece out of its sums too
+    whole = (sums[:, _MATCHED] == sums[:, _LENGTHS]).all(axis=1) & (sums[:, _CHUNKS] == 1)
+    sums[whole, _CHUNKS] = 0
+    return sums
 
 
 def combine(sums: Floats) -> Floats:
     """[..., 23] the program's statistics -> [...].
 
     Lengths of candidate and reference, function words in each; then for each matcher the content words that
-    match (candidate, reference) and the function words that match; then chunks, and all words that match.
+    match (candidate, reference) and the function words that match; then pieces, and all words that match.
     """
-    lengths, function_words = sums[..., 0:2], sums[..., 2:4]
+    lengths, function_words = sums[..., _LENGTHS], sums[..., 2:4]
     matches = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 4)
-    chunks, matched = sums[..., 20], sums[..., 21:23]
     content, function = matches[..., 0:2], matches[..., 2:4]
     weighted = ((_DELTA * content + (1 - _DELTA) * function) * _MATCHERS[:, None]).sum(axis=-2)
     total = _DELTA * (lengths - function_words) + (1 - _DELTA) * function_words
     with np.errstate(divide="ignore", invalid="ignore"):
         precision, recall = np.moveaxis(weighted / total, -1, 0)
         mean = 1 / ((1 - _ALPHA) / precision + _ALPHA / recall)
-        fragments = chunks / matched.mean(axis=-1)
-    whole = (matched == lengths).all(axis=-1) & (chunks == 1)
-    score: Floats = mean * (1 - _GAMMA * np.where(whole, 0.0, fragments) ** _BETA)
+        fragments = sums[..., _CHUNKS] / sums[..., _MATCHED].mean(axis=-1)
+    score: Floats = mean * (1 - _GAMMA * fragments**_BETA)
     return np.nan_to_num(score, nan=0.0)  # nothing matches, or a text is empty
 
 

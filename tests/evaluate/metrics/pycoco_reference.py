@@ -64,9 +64,8 @@ def meteor_scores(references: list[list[str]], texts: list[str]) -> dict[str, An
     scorer = Meteor()
     given = dict(enumerate(references))
     score, items = scorer.compute_score(given, {number: [text] for number, text in enumerate(texts)})
-    counted = [scorer._stat(text, given[number]) for number, text in enumerate(texts)]
-    statistics = [[float(value) for value in line.split()] for line in counted]
-    return {"all": score, "items": items, "statistics": statistics}
+    lines = [scorer._stat(text, given[number]) for number, text in enumerate(texts)]
+    return {"all": score, "items": items, "statistics": lines}
 
 
 def versions() -> dict[str, str]:
