@@ -40,10 +40,11 @@ _NUMBER = re.compile(
     rf"\b(?P<number>{'|'.join(NUMBER_WORDS)}|\d+)\s+(?:different\s+|separate\s+|distinct\s+)?"
     r"(?:objects?|things?|items?)\b"
 )
-# a chain of words before it, up to an article or a preposition
-_BACKGROUND = re.compile(r"(?:(?!(?:an?|the|its?|on|in|of|with|against|over|is|are)\b)[\w-]+,?\s+)*background\b")
 _SPELLINGS = {"grey": "gray", "stripes": "striped", "dots": "dotted", "spotted": "dotted"}
 _SPELLINGS |= {"checkered": "checked", "chequered": "checked", "checks": "checked", "solid": "plain"}
+# what describes a background; orange is none of its colours, and is not the fruit there
+_DESCRIBES = (*COLORS, *TEXTURES, *_SPELLINGS, "orange", "light", "dark", "pale", "bright", "and", "polka")
+_BACKGROUND = re.compile(rf"(?<![\w-])(?:(?:{'|'.join(_DESCRIBES)})[\s,-]+)*background\b")
 
 
 @dataclass

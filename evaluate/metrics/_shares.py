@@ -32,7 +32,7 @@ def summed(
     combine: Callable[[Floats], Floats] = share,
     higher_is_better: bool | None = True,
 ) -> ItemFigure:
-    """A figure of sums [items, k]. An item's own value is what its sums alone give, None where they are NaN."""
+    """A figure of sums [items, k]. An item's value is what its sums alone give, None where that is NaN."""
     values = [None if math.isnan(value) else float(value) for value in combine(sums)]
     return ItemFigure(name, values, note, sums, combine, higher_is_better)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from prismcap.configs.errors import DataError
 from prismcap.evaluate.reasoners.keyword import number_forms
@@ -72,8 +73,7 @@ class Terms:
         tokens = list(_TOKEN.finditer(text))
         said = [_bare(token.group()) for token in tokens]
         joined = [
-            bool(_GAP.fullmatch(text, before.end(), after.start()))
-            for before, after in zip(tokens, tokens[1:], strict=False)
+            bool(_GAP.fullmatch(text, before.end(), after.start())) for before, after in pairwise(tokens)
         ]
         free = [True] * len(said)
         found: list[Mention] = []

@@ -29,7 +29,7 @@ class Options(Section):
 
     synonyms: str = Field(
         default="coco",
-        description="coco, scenes, or a YAML or JSON file: object -> synonyms; (none) -> phrases of no object",
+        description="coco, scenes, or a YAML or JSON file: object -> synonyms, (none) -> no object",
     )
     with_references: bool = Field(
         default=True, description="what a reference caption names is in the picture too"

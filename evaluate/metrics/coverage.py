@@ -114,5 +114,4 @@ class JudgedCoverage:
 
 def coverage_prompt(text: str, statement: str) -> str:
     """The whole prompt for one statement."""
-    # not by format: texts may hold braces
-    return PROMPT.replace("{statement}", statement.strip()).replace("{text}", text.strip())
+    return PROMPT.format(text=text.strip(), statement=statement.strip())

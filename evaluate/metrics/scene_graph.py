@@ -1,4 +1,4 @@
-"""What captions of composed scenes say, against the scene: objects, their places, their number, background."""
+"""What captions of composed scenes say, against the scene: objects, places, number and background."""
 
 from __future__ import annotations
 
