@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -66,7 +65,8 @@ class ClipScore:
         pictures = self._pictures(items)
         given = [self._given(item.text) for item in items]
         references = [[self._given(text) for text in item.references] for item in items]
-        place = {text: row for row, text in enumerate(dict.fromkeys([*given, *sum(references, [])]))}
+        different = dict.fromkeys([*given, *(text for others in references for text in others)])
+        place = {text: row for row, text in enumerate(different)}
         texts = self._encoder.texts(list(place))
         scores: list[float] = []
         with_references: list[float | None] = []
