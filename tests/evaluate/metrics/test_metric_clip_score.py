@@ -11,7 +11,7 @@ import torch
 from metric_items import Noise, build, by_name, values_of
 from PIL import Image
 from tiny_encoders import bert, clip, siglip
-from transformers import AutoModel, AutoProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from prismcap.configs.errors import ConfigError, DataError
 from prismcap.data.schema import SampleRejected
@@ -44,19 +44,20 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def literal(folder: Path, prefix: str = "A photo depicts ") -> tuple[list[float], list[float | None]]:
     """Equations 1 and 2 of the paper. Features are those of the models' own forward pass."""
-    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    pictures = AutoImageProcessor.from_pretrained(folder, backend="pil")
     length = model.config.text_config.max_position_embeddings
 
     def text_ids(text: str) -> Any:
-        ids = processor.tokenizer(prefix + text)["input_ids"]
+        ids = tokenizer(prefix + text)["input_ids"]
         if len(ids) > length:
             ids = [*ids[: length - 1], ids[-1]]
         if model.config.model_type == "siglip":
-            ids = ids + [processor.tokenizer.pad_token_id] * (length - len(ids))
+            ids = ids + [tokenizer.pad_token_id] * (length - len(ids))
         return torch.tensor([ids])
 
     def both(text: str, image: Any) -> tuple[Any, Any]:
-        pixels = processor.image_processor(images=[image.load()], return_tensors="pt")["pixel_values"]
+        pixels = pictures(images=[image.load()], return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
             output = model(input_ids=text_ids(text), pixel_values=pixels)
         return output.text_embeds[0], output.image_embeds[0]

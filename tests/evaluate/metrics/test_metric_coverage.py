@@ -13,7 +13,8 @@ from prismcap.data.scenes.text import long_caption, short_caption
 from prismcap.evaluate.clients.answer import Answer, failed
 from prismcap.evaluate.metrics import coverage
 from prismcap.evaluate.metrics._contract import CaptionItem, MetricContext
-from prismcap.evaluate.metrics._scene_text import scene_statements
+from prismcap.evaluate.metrics._scene_text import read_scene, scene_statements
+from prismcap.evaluate.metrics._vocabulary import scene_vocabulary
 from prismcap.evaluate.reasoners._contract import ReasonRequest
 
 TWO = scene(("tiger", "left"), ("hammer", "right"))
@@ -89,8 +90,6 @@ def test_the_judge_is_asked_of_each_statement_with_the_whole_text() -> None:
 
 def test_a_judge_that_reads_as_the_graph_does_finds_the_same() -> None:
     facts = {one.text: one for one in scene_statements(TWO)}
-    from prismcap.evaluate.metrics._scene_text import read_scene
-    from prismcap.evaluate.metrics._vocabulary import scene_vocabulary
 
     def say(prompt: str) -> str:
         text = prompt.partition("<description>\n")[2].partition("\n</description>")[0]
