@@ -28,7 +28,7 @@ class DualEncoder:
         """Raises ConfigError where the folder holds no such model."""
         self._device = local_device(device)
         self._batch_size = batch_size
-        model = load_pretrained(AutoModel, str(folder), dtype=torch.float32, local_files_only=True)
+        model = _load_model(folder)
         if not all(hasattr(model, name) for name in ("get_text_features", "get_image_features")):
             raise ConfigError(
                 f"{folder}: a {type(model).__name__} puts pictures and texts into no common space: give a "
@@ -78,6 +78,15 @@ class DualEncoder:
     def too_long(self, texts: Sequence[str]) -> list[bool]:
         """Of each text whether its end is cut."""
         return too_long(self._tokenizer, texts, self._limit)
+
+
+def _load_model(folder: Path) -> Any:
+    try:
+        return load_pretrained(AutoModel, str(folder), dtype=torch.float32, local_files_only=True)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{folder}: the model cannot be loaded: {error}") from error
 
 
 def _load(image: ImageRef, where: str) -> Any:
