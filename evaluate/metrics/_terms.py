@@ -91,7 +91,10 @@ class Terms:
     def extended(self, names: Iterable[str]) -> Terms:
         """With these names too, as far as they are not known."""
         more = {name: () for name in names if self.name_of(name) is None}
-        return Terms({**self._spellings, **more}, self._nothing) if more else self
+        if not more:
+            return self
+        keys = set(map(_phrase, more))
+        return Terms({**self._spellings, **more}, [one for one in self._nothing if _phrase(one) not in keys])
 
 
 def _add(exact: dict[Phrase, str | None], phrase: str, name: str | None) -> None:

@@ -98,7 +98,8 @@ class ClipScore:
         )
 
     def _given(self, text: str) -> str:
-        return f"{self._options.prefix} {text}".strip()
+        prefix = self._options.prefix
+        return f"{prefix} {text}" if prefix else text
 
     def _pictures(self, items: Sequence[CaptionItem]) -> list[Tensor]:
         """The vector of each item's picture; a picture that several share is loaded once."""

@@ -158,7 +158,11 @@ class TokenEncoder:
         self._batch_size = context.batch_size
         self._tokenizer = load_tokenizer(folder)
         model = _load(folder)
-        num_layers = int(model.config.num_hidden_layers)
+        num_layers = getattr(model.config, "num_hidden_layers", None)
+        if num_layers is None:
+            raise ConfigError(
+                f"{folder}: a {type(model).__name__} is no encoder of texts: give a BERT or its kind"
+            )
         if not -num_layers - 1 <= layer <= num_layers:
             raise ConfigError(
                 f"{context.where}: text_similarity.layer: {layer} is not there: {folder} has {num_layers} "

@@ -132,5 +132,5 @@ def test_what_cannot_be_used_is_refused(folder: Path, tmp_path: Path) -> None:
             ConfigError, match=rf"text_similarity\.layer: {layer} is not there: .* has 3 layers"
         ):
             build("text_similarity", path=str(folder), layer=layer).figures(ITEMS)
-    with pytest.raises(ConfigError, match="CLIPModel"):
+    with pytest.raises(ConfigError, match="a CLIPModel is no encoder of texts"):
         build("text_similarity", path=str(clip(tmp_path))).figures(ITEMS)

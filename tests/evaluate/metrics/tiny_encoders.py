@@ -47,7 +47,8 @@ def _filled(model: Any, seed: int) -> Any:
     return model
 
 
-def clip(folder: Path, seed: int = 0, max_tokens: int = 77) -> Path:
+def clip(folder: Path, seed: int = 14, max_tokens: int = 77) -> Path:
+    """The seed: with it some of the tests' cosines are below 0 and others above."""
     made = tokenizer(folder, max_tokens)
     end = made.eos_token_id
     text = {**SIZES, "vocab_size": len(made), "max_position_embeddings": max_tokens}
@@ -60,7 +61,8 @@ def clip(folder: Path, seed: int = 0, max_tokens: int = 77) -> Path:
     return _save(_filled(CLIPModel(config), seed), CLIPProcessor(pictures, made), folder / "clip")
 
 
-def siglip(folder: Path, seed: int = 0, max_tokens: int = 64) -> Path:
+def siglip(folder: Path, seed: int = 32, max_tokens: int = 64) -> Path:
+    """The seed: with it some of the tests' cosines are below 0 and others above."""
     made = tokenizer(folder, max_tokens)
     text = {**SIZES, "vocab_size": len(made), "max_position_embeddings": max_tokens, "projection_size": 16}
     vision = {**SIZES, "image_size": SIDE_PX, "patch_size": 8}
