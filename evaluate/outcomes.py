@@ -1,9 +1,9 @@
 """outcomes.jsonl: what every held-out item adds to every figure, for paired comparisons between runs.
 
 A line each: {figure: "<split>.<figure>", id, cluster, value}, of the item's own picture alone. cluster: the
-picture's fingerprint. Items of two runs are the same where id and cluster are: with another seed, another scene
-has the same id. value: 0 or 1 of a rate, else the item's own value of a caption metric; of one that is no mean
-over items (BLEU, F1), what the item alone would have.
+picture's fingerprint. Items of two runs are the same where id and cluster are: with another seed, another
+scene has the same id. value: 0 or 1 of a rate, else the item's own value of a caption metric; of one that is
+no mean over items (BLEU, F1), what the item alone would have.
 """
 
 from __future__ import annotations

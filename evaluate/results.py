@@ -108,8 +108,8 @@ def write_results(
 
     Figures, captions and outcomes of other splits stay when they are of the same weights and the config
     still has them, so that one split can be measured again by itself; others go. expected: every key of
-    figures that the config asks for. quick, limited: whether these figures are of a quick config, and of fewer
-    items than the config says. Each is kept by key (`quick_in`, `limited_in`) and added up in `about`:
+    figures that the config asks for. quick, limited: whether these figures are of a quick config, and of
+    fewer items than the config says. Each is kept by key (`quick_in`, `limited_in`) and added up in `about`:
     `quick` and `limited` when any figure of the file is, `complete` when nothing that is expected is absent
     or limited. Raises DataError when the folder cannot be written.
     """
@@ -157,7 +157,9 @@ def _kept(
     """The records of a JSONL file that are of these splits."""
     if not splits or not path.is_file():
         return []
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    # not splitlines(): a text may hold other ends of lines, such as U+2028
+    lines = path.read_text(encoding="utf-8").split("\n")
+    records = [json.loads(line) for line in lines if line.strip()]
     return [record for record in records if split_of(record) in splits]
 
 

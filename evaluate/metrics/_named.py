@@ -37,7 +37,9 @@ class NamedMetric:
             for item, value in zip(items, figure.values, strict=True):
                 if value is not None and not math.isfinite(value):
                     raise ConfigError(f"{self.where}: figure {figure.name!r} is {value} for item {item.id!r}")
-            found[name] = figure
+            # plain numbers, whatever array they came from: they go into files
+            values = [None if value is None else float(value) for value in figure.values]
+            found[name] = replace(figure, values=values)
         return found
 
 
