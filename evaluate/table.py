@@ -44,11 +44,13 @@ def _rate_row(name: str, value: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _mean_line(name: str, value: Mapping[str, Any]) -> str:
-    controls = "".join(f"; {control} {of['mean']:.2f}" for control, of in value["controls"].items())
+    digits = 2 if value["unit"] == "words" else 3
+    controls = "".join(f"; {control} {of['mean']:.{digits}f}" for control, of in value["controls"].items())
     unit = f" {value['unit']}" if value["unit"] != "score" else ""
     few = f"; n < {MIN_ITEMS}" if value["n"] < MIN_ITEMS else ""
     return (
-        f"{name}: {value['mean']:.2f}{unit} ({value['low']:.2f} .. {value['high']:.2f}), "
+        f"{name}: {value['mean']:.{digits}f}{unit} "
+        f"({value['low']:.{digits}f} .. {value['high']:.{digits}f}), "
         f"n = {value['n']}{controls}{few}"
     )
 

@@ -220,7 +220,9 @@ def percent(value: float) -> str:
 
 def measured(value: float, unit: str) -> str:
     """A figure of a caption metric in its unit: a share in percent."""
-    return percent(value) if unit == "share" else f"{value:.2f}{' words' if unit == 'words' else ''}"
+    if unit == "share":
+        return percent(value)
+    return f"{value:.2f} words" if unit == "words" else f"{value:.3f}"
 
 
 def duration(seconds: float) -> str:

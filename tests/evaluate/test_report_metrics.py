@@ -67,7 +67,7 @@ def test_rows_of_the_two_kinds_do_not_mix(run: Path) -> None:
     assert (words["better"], chair["better"], chair["value"]["value"]) == ("", "lower", 0.075)
     assert (measured(0.5, "share"), measured(0.5, "score"), measured(9, "words")) == (
         "50.0 %",
-        "0.50",
+        "0.500",
         "9.00 words",
     )
 

@@ -1,4 +1,4 @@
-"""`prismcap metrics` on the files that people have: joined rightly, measured, compared, and mistakes named."""
+"""`prismcap metrics` on the files that people have: joined, measured, compared, and mistakes named."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_without_spread_the_interval_is_wilsons_with_as_many_trials_as_clusters(
     score = wilson(20, 20)
     right = figure_interval(ItemFigure("right", [1.0] * 60, ""), CLUSTERS)
     assert right == Rate(1.0, score.low, score.high, 60)
-    perfect = np.zeros((60, 3)) + [1, 0, 0]
+    perfect = np.tile([1.0, 0, 0], (60, 1))
     assert figure_interval(of_sums(perfect), CLUSTERS) == right
     # in words nothing is known of a spread that is not there
     same = figure_interval(ItemFigure("words", [7.0] * 60, "", unit="words"), CLUSTERS)
