@@ -75,7 +75,8 @@ class FigureIntervals:
         n = int(present.sum())
         if _is_share(figure, np.asarray([value])):
             return resampled_rate(value, resampled, n, self._items.num_clusters_of(present))
-        return (Rate if figure.unit == "share" else Mean)(value, *_bounds(resampled), n)
+        low, high = _bounds(resampled)
+        return Rate(value, low, high, n) if figure.unit == "share" else Mean(value, low, high, n)
 
     def difference(self, a: ItemFigure, b: ItemFigure) -> FigureDifference | None:
         """b - a, two of the same figure on these items, paired: one draw resamples both.
@@ -107,7 +108,8 @@ class FigureIntervals:
             low, high = widened(mean, low, high, self._items.num_clusters_of(present))
         difference = MeanDifference(mean, low, high, int(present.sum()))
         if not of_sums and all(np.isin(of, (0, 1)).all() for of in bounded):
-            return FigureDifference(difference, *self._of_flags(*bounded, present))
+            p, detectable = self._of_flags(*bounded, present)
+            return FigureDifference(difference, p, detectable)
         # the spread of resampled differences is the standard error of the one observed
         detectable = minimum_detectable(1.0, float(resampled.std()))
         return FigureDifference(difference, self._exchanged(sums_a, sums_b, combine), detectable)
@@ -127,8 +129,8 @@ class FigureIntervals:
 
     def _exchanged(self, a: Floats, b: Floats, combine: Combine) -> float:
         index, num_clusters = cluster_index(self._clusters)
-        sums = (sums_by_cluster(side, index, num_clusters) for side in (a, b))
-        return exchange_test(*sums, combine, self._seed)
+        one, other = (sums_by_cluster(side, index, num_clusters) for side in (a, b))
+        return exchange_test(one, other, combine, self._seed)
 
 
 def corrected(differences: dict[str, FigureDifference]) -> dict[str, dict[str, float | int | bool]]:

@@ -40,24 +40,28 @@ def differences_table(differences: Mapping[str, Mapping[str, Any]]) -> str:
         rows.append(
             (
                 name,
-                written(of["mean"], unit, signed=True),
-                f"{written(of['low'], unit, signed=True)} .. {written(of['high'], unit, signed=True)}",
+                points(of["mean"], unit, "+"),
+                f"{points(of['low'], unit, '+')} .. {points(of['high'], unit, '+')}",
                 str(of["n"]),
                 f"{of['p']:.3g}",
                 f"{of['p_holm']:.3g}",
-                written(of["minimum_detectable"], unit),
+                points(of["minimum_detectable"], unit),
                 "" if of["p_holm"] < ALPHA else "no difference shown",
             )
         )
     return align(rows, 1)
 
 
-def written(value: float | None, unit: str, signed: bool = False) -> str:
+def written(value: float | None, unit: str) -> str:
     """A value in its unit."""
     if value is None:
         return ABSENT
-    sign = "+" if signed else ""
-    return f"{100 * value:{sign}.1f} %" if unit == "share" else f"{value:{sign}.3f}"
+    return f"{100 * value:.1f} %" if unit == "share" else f"{value:.3f}"
+
+
+def points(difference: float, unit: str, sign: str = "") -> str:
+    """A difference in its unit; of shares in points."""
+    return f"{100 * difference:{sign}.1f} pt" if unit == "share" else f"{difference:{sign}.3f}"
 
 
 def _better(higher: bool | None) -> str:

@@ -38,10 +38,11 @@ def build_metrics(evaluation: EvaluationConfig, path: str, device: str) -> list[
     found = []
     for position, component in enumerate(evaluation.metrics):
         metric = build_metric(component, context, f"{path}: evaluation.metrics.{position}")
-        for need in sorted(metric.metric.needs - GIVEN):
+        absent = ", ".join(sorted(metric.metric.needs - GIVEN))
+        if absent:
             raise ConfigError(
-                f"{metric.where}: {component.name} needs {need}, and the captions of a split have "
-                f"{', '.join(sorted(GIVEN))}. Leave it out here; `prismcap metrics` takes {need} from a file."
+                f"{metric.where}: {component.name} needs {absent}, and the captions of a split have "
+                f"{', '.join(sorted(GIVEN))}. Leave it out here; `prismcap metrics` takes files of the rest."
             )
         found.append(metric)
     return found

@@ -231,7 +231,7 @@ def test_a_comparison_is_paired_and_corrected(tmp_path: Path) -> None:
     assert precision["mean"] == pytest.approx(130 / 140 - 100 / 120, abs=1e-6)
     assert compared["figures"]["words.exact"]["value"] == 30 / 40
     assert [item["id"] for item in compared["items"]] == [str(number) for number in range(40)], "in one order"
-    assert f"{b} - {a}, paired on 40 items" in done.output and "+25.0 %" in done.output
+    assert f"{b} - {a}, paired on 40 items" in done.output and "+25.0 pt" in done.output
     same = call(a, "--metric", WORDS, "--references", references, "--compare", a)
     assert same.output.count("no difference shown") == 3
     for rows_of, said in (
