@@ -87,7 +87,7 @@ def read_items(path: Path, known: Known) -> tuple[Texts, list[CaptionItem]]:
     pictures = _pictures(texts, names, known.images)
     return texts, [
         CaptionItem(
-            id=text.id,
+            id=question.id if question and texts.are_ordered else text.id,
             text=text.text,
             where=text.where,
             cluster=name or text.id,

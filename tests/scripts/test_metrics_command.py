@@ -135,7 +135,7 @@ def test_flags_have_wilsons_interval_and_everything_is_said(tmp_path: Path) -> N
 def questions(folder: Path, labels: bool = True) -> Path:
     rows = []
     for number, (id, _) in enumerate([("1", ""), ("1", ""), ("2", ""), ("3", "")]):
-        row = {"question_id": number, "image": file_name(id), "text": f"Is there a cat, {number}?"}
+        row = {"question_id": f"q{number}", "image": file_name(id), "text": f"Is there a cat, {number}?"}
         label = {"label": "yes" if number % 2 else "NO", "category": "random" if number < 2 else "popular"}
         rows.append(row | (label if labels else {}))
     return lines(folder / "questions.jsonl", rows)
@@ -143,7 +143,9 @@ def questions(folder: Path, labels: bool = True) -> Path:
 
 def test_answers_find_their_questions_and_pictures(tmp_path: Path) -> None:
     asked = questions(tmp_path)
-    llava = [{"question_id": number, "text": "yes" if number else "no"} for number in reversed(range(4))]
+    llava = [
+        {"question_id": f"q{number}", "text": "yes" if number else "no"} for number in reversed(range(4))
+    ]
     pope = [
         {"question": f"Is there a cat, {number}?", "answer": row["text"]}
         for number, row in enumerate(reversed(llava))
@@ -154,8 +156,8 @@ def test_answers_find_their_questions_and_pictures(tmp_path: Path) -> None:
         found = results(captions, *options, out=tmp_path / "out.json")
         of = {item["id"]: item for item in found["items"]}
         # no, yes, yes, yes against NO, yes, NO, yes
-        assert [of[str(number)]["values"]["needy.seen"] for number in range(4)] == [1, 1, 0, 1]
-        assert [of[str(number)]["cluster"] for number in range(4)] == [
+        assert [of[f"q{number}"]["values"]["needy.seen"] for number in range(4)] == [1, 1, 0, 1]
+        assert [of[f"q{number}"]["cluster"] for number in range(4)] == [
             file_name(id) for id in ("1", "1", "2", "3")
         ], "questions about one picture are one cluster"
 
@@ -311,21 +313,21 @@ def test_wrong_references_are_named(tmp_path: Path, content: str, said: str) -> 
 
 
 def test_wrong_questions_are_named(tmp_path: Path) -> None:
-    answers = [{"question_id": number, "text": "yes"} for number in range(4)]
+    answers = [{"question_id": f"q{number}", "text": "yes"} for number in range(4)]
     captions = lines(tmp_path / "answers.jsonl", answers)
     asked = questions(tmp_path)
     options = ("--metric", NEEDY, "needs=[answer]", "--questions", asked)
     whole = asked.read_text()
     for edited, said in (
         (whole.replace('"NO"', '"maybe"'), "line 1, key 'label': expected yes or no, found 'maybe'"),
-        (whole.replace('"question_id": 3', '"question_id": 2'), "'2' is that of"),
-        (whole.replace('"question_id": 3', '"question_id": 9'), "1 of 4 texts are no questions of"),
+        (whole.replace('"q3"', '"q2"'), "'q2' is that of"),
+        (whole.replace('"q3"', '"q9"'), "1 of 4 texts are no questions of"),
     ):
         asked.write_text(edited)
         assert said in refusal(captions, *options)
     asked.write_text(whole)
     lines(captions, answers[:2])
-    assert "2 of 4 questions of" in (said := refusal(captions, *options)) and "the first: '2'" in said
+    assert "2 of 4 questions of" in (said := refusal(captions, *options)) and "the first: 'q2'" in said
     pope = [{"question": f"Is there a cat, {number}?", "answer": "yes"} for number in range(4)]
     lines(captions, pope[:3])
     assert "3 answers without ids, and" in refusal(captions, *options)
