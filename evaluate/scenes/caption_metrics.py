@@ -103,7 +103,7 @@ def _controls(
     figures: Mapping[Control, Mapping[str, ItemFigure]],
     intervals: Mapping[Control, FigureIntervals],
 ) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for control, of in figures.items():
         value = intervals[control].value(of[name]) if control != "none" and name in of else None
         if value is not None:

@@ -155,7 +155,7 @@ class ClusteredItems:
         columns: list[int],
         place: Mapping[int, int],
     ) -> Rate:
-        in_any = present[:, columns].any(axis=1)
+        in_any = np.asarray(present[:, columns].any(axis=1))
         num_clusters = self.num_clusters_of(in_any)
         # a category that a resample misses leaves that resample's mean to the others
         of_resample = np.nanmean(resampled[:, [place[column] for column in columns]], axis=1)

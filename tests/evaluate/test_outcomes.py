@@ -108,12 +108,12 @@ def check_in_step(run: Path) -> None:
 def test_outcomes_are_what_the_figures_are_made_of(measured: Path) -> None:
     check_in_step(measured)
     found = outcomes(measured)
-    flags = {(row["id"], row["kind"]): row["flags"] for row in captions(measured) if row["control"] == "none"}
+    own = [row for row in captions(measured) if (row["control"], row["split"]) == ("none", "unseen_pairs")]
+    rows = {row["id"]: row for row in own}
     for record in found["unseen_pairs.places_right"]:
-        assert record["value"] == float(flags[record["id"], "short"]["places_right"])
-    said = {row["id"]: row["generated"] for row in captions(measured) if row["control"] == "none"}
+        assert record["value"] == float(rows[record["id"]]["flags"]["places_right"])
     for record in found["unseen_pairs.words.words"]:
-        assert record["value"] == len(said[record["id"]].split())
+        assert record["value"] == len(rows[record["id"]]["generated"].split())
 
 
 def test_caption_metrics_stand_beside_the_other_figures(measured: Path) -> None:
