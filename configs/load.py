@@ -232,6 +232,8 @@ def check_components(config: RunConfig, where: str) -> None:
     if config.evaluation is not None:
         splits = config.evaluation.splits.items()
         parts.extend(("source", split.source, f"evaluation.splits.{name}.source") for name, split in splits)
+        metrics = enumerate(config.evaluation.metrics)
+        parts.extend(("metric", metric, f"evaluation.metrics.{i}") for i, metric in metrics)
     for kind, component, at in parts:
         component_options(kind, component, f"{where}: {at}")
 

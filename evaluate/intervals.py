@@ -92,7 +92,17 @@ def difference_of_rates(first: Mapping[str, Any], second: Mapping[str, Any]) -> 
     Newcombe's hybrid score interval (Statistics in Medicine 1998, method 10), for independent items; of the
     same items it is too wide, since they agree more often. `n` is that of the smaller rate.
     """
-    difference = second["rate"] - first["rate"]
-    below = math.hypot(second["rate"] - second["low"], first["high"] - first["rate"])
-    above = math.hypot(second["high"] - second["rate"], first["rate"] - first["low"])
+    return _difference(first, second, "rate")
+
+
+def difference_of_means(first: Mapping[str, Any], second: Mapping[str, Any]) -> MeanDifference:
+    """As difference_of_rates, of two values as `Mean.as_dict` writes them: the bounds of any two intervals
+    make those of the difference in the same way (Zou and Donner, Statistics in Medicine 2008)."""
+    return _difference(first, second, "mean")
+
+
+def _difference(first: Mapping[str, Any], second: Mapping[str, Any], key: str) -> MeanDifference:
+    difference = second[key] - first[key]
+    below = math.hypot(second[key] - second["low"], first["high"] - first[key])
+    above = math.hypot(second["high"] - second[key], first[key] - first["low"])
     return MeanDifference(difference, difference - below, difference + above, min(first["n"], second["n"]))

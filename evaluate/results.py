@@ -1,4 +1,4 @@
-"""metrics.json, captions.jsonl and the thumbnails of a run: written whole, or left as they were."""
+"""The files of an evaluation in the run folder: written whole, or left as they were."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from prismcap.configs.files import replace_text
 
 ABOUT = "about"  # the one key of metrics.json that holds no figures
 METRICS, CAPTIONS, PICTURES = "metrics.json", "captions.jsonl", "pictures"
+OUTCOMES = "outcomes.jsonl"  # see outcomes.py
 THUMBNAIL_PX = 224
 
 
@@ -77,8 +78,8 @@ def weights_id(run_dir: Path, stage: str) -> str:
 def measured_before(run_dir: Path, weights: str, quick: bool) -> tuple[dict[str, Any], set[str]]:
     """The `about` of metrics.json and the keys there that need not be measured again: of these weights.
 
-    Not those that were limited, nor those whose label, of a quick config or not, would be another now.
-    Both are empty when no key is left, or no file can be read.
+    Not those that were limited, nor those whose label, of a quick config or not, would be another now, nor
+    rates without the file of their outcomes. Both are empty when no key is left, or no file can be read.
     """
     with _writing(run_dir / METRICS):
         old = _read_json(run_dir / METRICS)
@@ -87,6 +88,8 @@ def measured_before(run_dir: Path, weights: str, quick: bool) -> tuple[dict[str,
         return {}, set()
     whole = old.keys() - {ABOUT, *about.get("limited_in", [])}
     held = {key for key in whole if (key in about.get("quick_in", [])) == quick}
+    if not (run_dir / OUTCOMES).is_file():
+        held = {key for key in held if not any("rate" in value for value in old[key].values())}
     return (dict(about), held) if held else ({}, set())
 
 
@@ -96,16 +99,17 @@ def write_results(
     figures: dict[str, Any],
     captions: list[dict[str, Any]],
     *,
+    outcomes: Sequence[Mapping[str, Any]] = (),
     expected: Collection[str],
     quick: bool,
     limited: bool,
 ) -> dict[str, Any]:
-    """Write both files; returns what metrics.json holds.
+    """Write the three files; returns what metrics.json holds.
 
-    Figures and captions of other splits stay when they are of the same weights and the config still has
-    them, so that one split can be measured again by itself; others go. expected: every key of figures
-    that the config asks for. quick, limited: whether these figures are of a quick config, and of fewer
-    items than the config says. Each is kept by key (`quick_in`, `limited_in`) and added up in `about`:
+    Figures, captions and outcomes of other splits stay when they are of the same weights and the config
+    still has them, so that one split can be measured again by itself; others go. expected: every key of
+    figures that the config asks for. quick, limited: whether these figures are of a quick config, and of
+    fewer items than the config says. Each is kept by key (`quick_in`, `limited_in`) and added up in `about`:
     `quick` and `limited` when any figure of the file is, `complete` when nothing that is expected is absent
     or limited. Raises DataError when the folder cannot be written.
     """
@@ -117,7 +121,7 @@ def write_results(
         kept = {key: value for key, value in old.items() if key in expected and key not in figures}
         quick_in = _marked(before, "quick_in", kept) + (list(figures) if quick else [])
         limited_in = _marked(before, "limited_in", kept) + (list(figures) if limited else [])
-        notes = {key: note for key, note in before.get("notes", {}).items() if key.split(".")[0] in kept}
+        notes = {key: note for key, note in before.get("notes", {}).items() if _split(key) in kept}
         about = {
             **about,
             "quick": bool(quick_in),
@@ -128,9 +132,11 @@ def write_results(
             "notes": {**notes, **about["notes"]},
         }
         metrics = {ABOUT: about, **kept, **figures}
-        captions = [*_captions_of(run_dir / CAPTIONS, set(kept)), *captions] if kept else captions
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in captions]
-        replace_text(run_dir / CAPTIONS, "".join(lines))
+        captions = [*_kept(run_dir / CAPTIONS, kept, lambda record: record["split"]), *captions]
+        outcomes = [*_kept(run_dir / OUTCOMES, kept, lambda record: _split(record["figure"])), *outcomes]
+        for name, records in ((CAPTIONS, captions), (OUTCOMES, outcomes)):
+            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+            replace_text(run_dir / name, "".join(lines))
         replace_text(run_dir / METRICS, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
         _prune(run_dir, {record["picture"] for record in captions if record.get("picture")})
     return metrics
@@ -140,11 +146,21 @@ def _marked(about: Mapping[str, Any], mark: str, kept: Collection[str]) -> list[
     return [key for key in about.get(mark, []) if key in kept]
 
 
-def _captions_of(path: Path, splits: set[str]) -> Iterable[dict[str, Any]]:
-    if not path.is_file():
+def _split(figure: str) -> str:
+    """Of `<split>.<figure>`."""
+    return figure.partition(".")[0]
+
+
+def _kept(
+    path: Path, splits: Collection[str], split_of: Callable[[Mapping[str, Any]], str]
+) -> Iterable[dict[str, Any]]:
+    """The records of a JSONL file that are of these splits."""
+    if not splits or not path.is_file():
         return []
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [record for record in records if record["split"] in splits]
+    # not splitlines(): a text may hold other ends of lines, such as U+2028
+    lines = path.read_text(encoding="utf-8").split("\n")
+    records = [json.loads(line) for line in lines if line.strip()]
+    return [record for record in records if split_of(record) in splits]
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

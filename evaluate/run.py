@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -25,8 +23,11 @@ from prismcap.data.pairs import stage_encoder
 from prismcap.data.schema import DataError, ImageRef
 from prismcap.data.sources._contract import SourceContext
 from prismcap.evaluate.caption_loss import sample_losses
+from prismcap.evaluate.clock import Clock
 from prismcap.evaluate.inference import FeatureStore, Request, generate_texts, inference
 from prismcap.evaluate.intervals import MIN_ITEMS
+from prismcap.evaluate.metrics._named import NamedMetric
+from prismcap.evaluate.outcomes import outcomes_of
 from prismcap.evaluate.results import (
     ABOUT,
     check_writable,
@@ -34,6 +35,12 @@ from prismcap.evaluate.results import (
     save_thumbnail,
     weights_id,
     write_results,
+)
+from prismcap.evaluate.scenes.caption_metrics import (
+    MeasuredCaptions,
+    build_metrics,
+    measure_captions,
+    try_metrics,
 )
 from prismcap.evaluate.scenes.controls import BlankImage, shuffled_partners
 from prismcap.evaluate.scenes.figures import CONTROLS, Control, Result, figure_values, figures_of
@@ -50,35 +57,6 @@ BLANK = BlankImage()
 CAPTION_LOSS = "caption_loss"
 
 
-@dataclass
-class Clock:
-    """Seconds spent by part, for metrics.json and for whoever wants it faster.
-
-    earlier_s: those of an earlier call, whose parts are taken over.
-    """
-
-    started_s: float = field(default_factory=time.perf_counter)
-    parts_s: dict[str, float] = field(default_factory=dict)
-    earlier_s: float = 0.0
-
-    def go_on_from(self, about: Mapping[str, Any]) -> None:
-        """Add what an earlier call took, by its `about`."""
-        self.parts_s.update(about.get("parts_s", {}))
-        self.earlier_s = about.get("total_s", 0.0)
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        begun_s = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.parts_s[name] = self.parts_s.get(name, 0.0) + time.perf_counter() - begun_s
-
-    @property
-    def total_s(self) -> float:
-        return self.earlier_s + time.perf_counter() - self.started_s
-
-
 def evaluate_run(
     run_dir: Path,
     splits: Sequence[str] = (),
@@ -87,9 +65,9 @@ def evaluate_run(
     show_progress: bool = False,
     missing: bool = False,
 ) -> dict[str, Any]:
-    """Measure, write metrics.json, captions.jsonl and pictures/ into the run folder; returns the metrics.
+    """Measure, write metrics.json, captions.jsonl, outcomes.jsonl and pictures/ into the run folder.
 
-    Each split and each stage's caption loss is written as soon as it is measured.
+    Returns the metrics. Each split and each stage's caption loss is written as soon as it is measured.
 
     splits: names to measure, none means all. limit: at most so many items of each kind, for a look.
     missing: leave out what the files hold already, whole and of the same weights.
@@ -106,6 +84,8 @@ def evaluate_run(
         if split in chosen and stage not in held
     }
     names = [name for name in evaluation.splits if name in chosen and name not in held]
+    caption_metrics = build_metrics(evaluation, str(run_dir / "config.yaml"), device)
+    about = partial(_about, config, weights, clock, caption_metrics)
     items = {
         name: split_items(name, evaluation.splits[name], _context(config), limit)
         for name in evaluation.splits
@@ -115,6 +95,7 @@ def evaluate_run(
     write = partial(
         write_results, run_dir, expected=expected, quick=evaluation.quick, limited=limit is not None
     )
+    try_metrics(caption_metrics, [item for name in names for item in items[name]])
     metrics: dict[str, Any] = {}
     if before:
         clock.go_on_from(before)
@@ -122,23 +103,45 @@ def evaluate_run(
     for stage, split in losses.items():
         with clock.part(CAPTION_LOSS), _Bar(show_progress, f"caption loss after {stage}") as bar:
             loss = stage_caption_loss(run_dir, config, stage, items[split], device, bar)
-        metrics = write(_about(config, weights, clock, {}), {stage: {CAPTION_LOSS: loss}}, [])
+        metrics = write(about({}), {stage: {CAPTION_LOSS: loss}}, [])
     if names:
         with clock.part("load"):
             captioner, _ = load_trained(run_dir, device=device)
     for name in names:
         results, pictures = measure_split(captioner, config, items[name], run_dir, clock, show_progress)
-        figures = figures_of(items[name])
-        metrics = write(
-            _about(config, weights, clock, {f"{name}.{figure.name}": figure.note for figure in figures}),
-            {name: {figure.name: figure_values(figure, results) for figure in figures}},
-            [_record(result, pictures) for result in results],
-        )
+        with clock.part("metrics"):
+            captions = measure_captions(caption_metrics, results, config.seed)
+        notes, parts = _parts_of(items[name], results, pictures, captions)
+        metrics = write(about(notes), **parts)
     return metrics
 
 
-def _about(config: RunConfig, weights: str, clock: Clock, notes: Mapping[str, str]) -> dict[str, Any]:
+def _parts_of(
+    items: Sequence[Item],
+    results: Sequence[Result],
+    pictures: Mapping[ImageRef, str],
+    captions: MeasuredCaptions,
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """(notes, what write_results takes) of one split."""
+    figures, split = figures_of(items), items[0].split
+    notes = {figure.name: figure.note for figure in figures} | captions.notes
+    values = {figure.name: figure_values(figure, results) for figure in figures} | captions.values
+    return {f"{split}.{name}": note for name, note in notes.items()}, {
+        "figures": {split: values},
+        "captions": [_record(result, pictures) for result in results],
+        "outcomes": outcomes_of(figures, results, captions.of_items),
+    }
+
+
+def _about(
+    config: RunConfig,
+    weights: str,
+    clock: Clock,
+    caption_metrics: Sequence[NamedMetric],
+    notes: Mapping[str, str],
+) -> dict[str, Any]:
     """What was measured, how, and how long it took until now."""
+    identities = {metric.key: metric.metric.identity for metric in caption_metrics}
     return {
         "run": config.name,
         "weights": weights,
@@ -148,6 +151,7 @@ def _about(config: RunConfig, weights: str, clock: Clock, notes: Mapping[str, st
         "total_s": round(clock.total_s, 1),
         "parts_s": {part: round(seconds, 1) for part, seconds in clock.parts_s.items()},
         "versions": versions(),
+        **({"metrics": identities} if identities else {}),
         "notes": notes,
     }
 

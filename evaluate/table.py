@@ -10,13 +10,16 @@ from prismcap.evaluate.results import ABOUT
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """One line per figure: rate, 95% interval, n, and the rates of both controls; in percent."""
+    """One line per figure: rate, 95% interval, n, and the rates of both controls; in percent. Below them the
+    figures that are no shares, in their own units."""
     rows: list[tuple[str, ...]] = [("figure", "rate %", "95% interval", "n", "blank %", "shuffled %", "")]
-    losses = []
+    losses, means = [], []
     for split, figures in metrics.items():
         for name, value in figures.items() if split != ABOUT else ():
             if "rate" in value:
                 rows.append(_rate_row(f"{split}.{name}", value))
+            elif "mean" in value:
+                means.append(_mean_line(f"{split}.{name}", value))
             elif "difference" in value:
                 losses.append(_loss_line(f"{split}.{name}", value))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -25,7 +28,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True)]
         lines.append("  ".join([*cells, row[-1]]).rstrip())
-    return "\n".join([*lines, *losses])
+    return "\n".join([*lines, *means, *losses])
 
 
 def _rate_row(name: str, value: Mapping[str, Any]) -> tuple[str, ...]:
@@ -37,6 +40,18 @@ def _rate_row(name: str, value: Mapping[str, Any]) -> tuple[str, ...]:
         str(value["n"]),
         *(f"{100 * controls[key]['rate']:.1f}" if key in controls else "-" for key in ("blank", "shuffled")),
         f"n < {MIN_ITEMS}" if value["n"] < MIN_ITEMS else "",
+    )
+
+
+def _mean_line(name: str, value: Mapping[str, Any]) -> str:
+    digits = 2 if value["unit"] == "words" else 3
+    controls = "".join(f"; {control} {of['mean']:.{digits}f}" for control, of in value["controls"].items())
+    unit = f" {value['unit']}" if value["unit"] != "score" else ""
+    few = f"; n < {MIN_ITEMS}" if value["n"] < MIN_ITEMS else ""
+    return (
+        f"{name}: {value['mean']:.{digits}f}{unit} "
+        f"({value['low']:.{digits}f} .. {value['high']:.{digits}f}), "
+        f"n = {value['n']}{controls}{few}"
     )
 
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "caption": ("caption:caption", "Caption pictures with an exported model."),
     "serve": ("serve:serve", "Serve an exported model: OpenAI-compatible, and a page for a browser."),
     "evaluate": ("evaluate:evaluate", "Measure a run on its held-out splits, with controls."),
+    "metrics": ("metrics:metrics", "Measure a file of captions: BLEU, CIDEr, CHAIR, POPE, … with intervals."),
     "prism": ("prism:prism", "Perceive, then reason: measure the two apart on any benchmark."),
     "report": ("report:report", "Draw a run, or several side by side, as one HTML page."),
     "convert": ("convert:convert", "Rewrite InternLM2 as a LLaMA, which needs no code of its own."),

@@ -132,8 +132,8 @@ def _figures(config: RunConfig, run: Path) -> str:
     few = " These are figures of a first look." if about.get("quick") or about.get("limited") else ""
     head = ["split", "measure", "rate", "95% interval", "items", "blank picture", "another's picture"]
     return (
-        "## Figures\n\nShares of held-out items with their Wilson intervals, and what the model reaches "
-        f"without the picture.{notes}{few}\n\n{_table(head, rows)}\n"
+        "## Figures\n\nShares of held-out items, and caption metrics on that scale, with their 95% "
+        f"intervals, and what the model reaches without the picture.{notes}{few}\n\n{_table(head, rows)}\n"
     )
 
 

@@ -42,6 +42,11 @@ class SplitConfig(Section):
     )
 
 
+def metric_key(name: str) -> str:
+    """What the figures of a metric are called by: its name, of your own module the last part."""
+    return name.rpartition(".")[2]
+
+
 class EvaluationConfig(Section):
     """Held-out measures after training (evaluate/scenes)."""
 
@@ -50,9 +55,29 @@ class EvaluationConfig(Section):
         default_factory=dict,
         description="stage -> split: caption loss right after that stage, on true and other pictures",
     )
+    metrics: tuple[Component, ...] = Field(
+        default=(), description="caption metrics (evaluate/metrics) of each split's short and long captions"
+    )
     batch_size: int = Field(default=64, ge=1)
     max_new_tokens: int = Field(default=64, ge=1)
     quick: bool = Field(default=False, description="label the figures as those of a first look")
+
+    @field_validator("splits")
+    @classmethod
+    def _no_dots(cls, splits: dict[str, SplitConfig]) -> dict[str, SplitConfig]:
+        for name in splits:
+            if "." in name:
+                raise ValueError(f"the split name {name!r} has a dot: figures are called <split>.<figure>")
+        return splits
+
+    @field_validator("metrics")
+    @classmethod
+    def _figures_have_one_name(cls, metrics: tuple[Component, ...]) -> tuple[Component, ...]:
+        keys = [metric_key(metric.name) for metric in metrics]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                raise ValueError(f"{position}: {key!r} is there already, and figures are called {key}.<…>")
+        return metrics
 
 
 class RunConfig(Section):

@@ -9,9 +9,15 @@ from typing import Any
 
 import yaml
 
-from prismcap.evaluate.intervals import MIN_ITEMS, difference_of_rates
+from prismcap.evaluate.intervals import (
+    MIN_ITEMS,
+    MeanDifference,
+    difference_of_means,
+    difference_of_rates,
+)
 from prismcap.evaluate.report.overlays import CURVES, overlay_plot, stages_of, style_of
 from prismcap.evaluate.report.page import (
+    caption_metric_rows,
     difference_rows,
     markup,
     metric_rows,
@@ -70,6 +76,7 @@ def render_comparison(runs: Sequence[RunFiles], labels: Sequence[str]) -> str:
             _head(run, label, number) for number, (run, label) in enumerate(zip(runs, labels, strict=True))
         ],
         figures=figure_rows(runs),
+        caption_figures=caption_figure_rows(runs),
         caption_losses=caption_loss_rows(runs),
         min_items=MIN_ITEMS,
         other_items=[key for key, _ in changed if key.startswith(CHOOSES_ITEMS)],
@@ -103,7 +110,16 @@ def figure_rows(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
     n: of all runs, None when they differ in it. value: {rate, low, high, n}.
     difference: {mean, low, high, n} to the first run, None in its own column.
     """
-    by_run = [{row["figure"]: row for row in metric_rows(run.metrics or {})} for run in runs]
+    return _side_by_side([metric_rows(run.metrics or {}) for run in runs])
+
+
+def caption_figure_rows(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
+    """As figure_rows, of the caption metrics, with `better`; a value is one of page.caption_metric_rows."""
+    return _side_by_side([caption_metric_rows(run.metrics or {}) for run in runs])
+
+
+def _side_by_side(rows_by_run: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    by_run = [{row["figure"]: row for row in rows} for rows in rows_by_run]
     rows = []
     for figure in dict.fromkeys(figure for rows_of in by_run for figure in rows_of):
         values = [rows_of[figure]["value"] if figure in rows_of else None for rows_of in by_run]
@@ -111,12 +127,18 @@ def figure_rows(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
         cells = []
         for number, value in enumerate(values):
             against = values[0] if number else None
-            difference = difference_of_rates(against, value).as_dict() if against and value else None
+            difference = _difference(against, value).as_dict() if against and value else None
             cells.append({"value": value, "difference": difference} if value else None)
         counts = {value["n"] for value in values if value}
         n = counts.pop() if len(counts) == 1 else None
-        rows.append({"figure": figure, "note": next(filter(None, notes), ""), "n": n, "cells": cells})
+        better = next((rows_of[figure].get("better", "") for rows_of in by_run if figure in rows_of), "")
+        note = next(filter(None, notes), "")
+        rows.append({"figure": figure, "note": note, "n": n, "better": better, "cells": cells})
     return rows
+
+
+def _difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> MeanDifference:
+    return (difference_of_rates if "rate" in first else difference_of_means)(first, second)
 
 
 def caption_loss_rows(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:

@@ -58,6 +58,8 @@ def render(run: RunFiles, seed: int = 0) -> str:
         evaluated=run.metrics is not None,
         tables=_by_split(rows),
         rates_svg=markup(plots.rates_plot(rows)),
+        caption_tables=_by_split(caption_metric_rows(metrics)),
+        caption_metrics=about.get("metrics", {}),
         differences=difference_rows(metrics),
         loss_svg=markup(plots.loss_plot(run)),
         accuracy_svg=markup(plots.accuracy_plot(run)),
@@ -84,6 +86,7 @@ def template(name: str) -> Template:
         percent=percent,
         bare=lambda value: percent(value).removesuffix(" %"),
         duration=duration,
+        measured=measured,
         count=lambda value: f"{value:,}",
         json_text=json.dumps,
     )
@@ -92,13 +95,34 @@ def template(name: str) -> Template:
 
 def metric_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     """One row per rate: figure, split, key, value, blank, shuffled, note, few (n below MIN_ITEMS)."""
+    return [row for row in _rows(metrics) if "unit" not in row["value"]]
+
+
+def caption_metric_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """As metric_rows, of the caption metrics; a value (of a control as well) is {value, low, high, n} with
+    its `unit`, and the row says which way is better."""
+    rows = [row for row in _rows(metrics) if "unit" in row["value"]]
+    for row in rows:
+        of = row["value"]
+        for key in ("value", "blank", "shuffled"):
+            row[key] = row[key] and {**row[key], "value": _value(row[key]), "unit": of["unit"]}
+        row["better"] = {True: "higher", False: "lower", None: ""}[of["higher_is_better"]]
+    return rows
+
+
+def _value(figure: dict[str, Any]) -> float:
+    value: float = figure["rate"] if "rate" in figure else figure["mean"]
+    return value
+
+
+def _rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     notes = metrics.get(ABOUT, {}).get("notes", {})
     rows = []
     for split, figures in metrics.items():
         if split == ABOUT:
             continue
         for key, value in figures.items():
-            if "rate" not in value:
+            if "rate" not in value and "unit" not in value:
                 continue
             controls = value.get("controls", {})
             rows.append(
@@ -192,6 +216,13 @@ def percent(value: float) -> str:
     if text == "0.0" and value > 0:
         text = "< 0.1"
     return f"{text.removesuffix('.0') if text in ('100.0', '0.0') else text} %"
+
+
+def measured(value: float, unit: str) -> str:
+    """A figure of a caption metric in its unit: a share in percent."""
+    if unit == "share":
+        return percent(value)
+    return f"{value:.2f} words" if unit == "words" else f"{value:.3f}"
 
 
 def duration(seconds: float) -> str:

@@ -69,18 +69,23 @@ def figures_of(items: Sequence[Item]) -> list[Figure]:
     return found
 
 
+def counted(figure: Figure, results: Sequence[Result], control: Control) -> list[Result]:
+    """The results that the figure is the rate of."""
+    return [
+        result
+        for result in results
+        if result.control == control
+        and result.item.kind == figure.kind
+        and figure.num_objects in (None, result.item.num_objects)
+        and figure.flag in result.flags
+    ]
+
+
 def figure_values(figure: Figure, results: Sequence[Result]) -> dict[str, Any]:
     """{rate, low, high, n, controls: {blank, shuffled}}; each control again {rate, low, high, n}."""
     values: dict[str, Any] = {}
     for control in CONTROLS:
-        flags = [
-            result.flags[figure.flag]
-            for result in results
-            if result.control == control
-            and result.item.kind == figure.kind
-            and figure.num_objects in (None, result.item.num_objects)
-            and figure.flag in result.flags
-        ]
+        flags = [result.flags[figure.flag] for result in counted(figure, results, control)]
         if not flags:
             continue
         rate = rate_of(flags).as_dict()

@@ -6,7 +6,7 @@ independent is too narrow. General in what is measured: a value per item and a c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,11 +128,24 @@ class ClusteredItems:
             if score[column]:
                 rates.append(wilson(int(numerators[:, column].sum()), n))
             else:
-                rates.append(_rate(float(mean), resampled[:, place[column]], n, num_clusters))
+                rates.append(resampled_rate(float(mean), resampled[:, place[column]], n, num_clusters))
         return rates, {
             name: self._macro(means, present, resampled, list(columns), place)
             for name, columns in macros.items()
         }
+
+    def combined(self, sums: Floats, combine: Callable[[Floats], Floats]) -> tuple[float, Floats]:
+        """(`combine` of the sums [items, columns] over all items, the same of each resample).
+
+        combine: [..., columns] -> [...]. Neither is finite where it divides by nothing.
+        """
+        by_cluster = sums_by_cluster(sums, self._index, self.num_clusters)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return float(combine(by_cluster.sum(axis=0))), combine(self._resamples.sums(by_cluster))
+
+    def num_clusters_of(self, present: NDArray[np.bool_]) -> int:
+        """How many clusters have an item that is present [items]."""
+        return len(np.unique(self._index[present]))
 
     def _macro(
         self,
@@ -142,14 +155,15 @@ class ClusteredItems:
         columns: list[int],
         place: Mapping[int, int],
     ) -> Rate:
-        in_any = present[:, columns].any(axis=1)
-        num_clusters = len(np.unique(self._index[in_any]))
+        in_any = np.asarray(present[:, columns].any(axis=1))
+        num_clusters = self.num_clusters_of(in_any)
         # a category that a resample misses leaves that resample's mean to the others
         of_resample = np.nanmean(resampled[:, [place[column] for column in columns]], axis=1)
-        return _rate(float(means[columns].mean()), of_resample, int(in_any.sum()), num_clusters)
+        return resampled_rate(float(means[columns].mean()), of_resample, int(in_any.sum()), num_clusters)
 
 
-def _rate(mean: float, resampled: Floats, n: int, num_clusters: int) -> Rate:
+def resampled_rate(mean: float, resampled: Floats, n: int, num_clusters: int) -> Rate:
+    """A share with the percentile interval of its resamples, or Wilson's where they show no spread."""
     low, high = (float(bound) for bound in percentile_interval(resampled))
     if high - low < 1e-12:
         score = wilson(mean * num_clusters, num_clusters)

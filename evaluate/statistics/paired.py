@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from prismcap.evaluate.statistics.resample import (
     percentile_interval,
     sums_by_cluster,
 )
+
+_EXCHANGED_AT_ONCE = 1_000_000  # sides of clusters: 8 MB as floats
 
 
 def paired_difference(
@@ -60,11 +62,19 @@ def paired_differences(
     found = []
     for column, mean in enumerate(means.tolist()):
         low, high = float(lows[column]), float(highs[column])
-        if high - low < 1e-12 and flags[column]:
-            unseen = wilson(0, int((sizes[:, column] > 0).sum())).high
-            low, high = max(-1.0, mean - unseen), min(1.0, mean + unseen)
+        if flags[column]:
+            low, high = widened(mean, low, high, int((sizes[:, column] > 0).sum()))
         found.append(MeanDifference(mean, low, high, int(sizes[:, column].sum())))
     return found
+
+
+def widened(mean: float, low: float, high: float, num_clusters: int) -> tuple[float, float]:
+    """The bounds of a difference of two shares; where no resample varied, as far as Wilson's bound of what
+    none of the clusters showed."""
+    if high - low >= 1e-12:
+        return low, high
+    unseen = wilson(0, num_clusters).high
+    return max(-1.0, mean - unseen), min(1.0, mean + unseen)
 
 
 def discordance(a: Sequence[float], b: Sequence[float]) -> float:
@@ -94,6 +104,38 @@ def mcnemar(a: Sequence[float], b: Sequence[float], clusters: Sequence[str] | No
     except ImportError as error:
         raise MissingExtraError("scipy", "eval", "McNemar's test") from error
     return float(binomtest(only_b, only_a + only_b, 0.5).pvalue)
+
+
+def exchange_test(
+    a: Floats,
+    b: Floats,
+    statistic: Callable[[Floats], Floats],
+    seed: int = 0,
+    num_exchanges: int = NUM_RESAMPLES,
+) -> float:
+    """Two-sided p-value of "it does not matter which side is which" for any statistic of sums.
+
+    a, b: sums [clusters, columns] of either side; statistic: [..., columns] -> [...]. Every draw exchanges
+    the sides of each cluster with probability 1/2; the p-value is the share of draws, the observed one among
+    them, whose difference is as large as the observed (approximate randomisation: Noreen, Computer Intensive
+    Methods for Testing Hypotheses, 1989), so it is never below 1 / (num_exchanges + 1). A draw whose
+    statistic is not finite counts as one as large. The same seed gives the same value.
+    """
+    moved, of_a, of_b = b - a, a.sum(axis=0), b.sum(axis=0)
+    if not moved.any():
+        return 1.0
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _EXCHANGED_AT_ONCE // len(a))
+    as_large = 1
+    with np.errstate(divide="ignore", invalid="ignore"):
+        observed = abs(float(statistic(of_b) - statistic(of_a)))
+        least = observed - 1e-9 * observed - 1e-12  # sums in another order round otherwise
+        for start in range(0, num_exchanges, chunk):
+            size = min(chunk, num_exchanges - start)
+            crossed = rng.integers(0, 2, size=(size, len(a)), dtype=np.int8).astype(np.float64) @ moved
+            found = np.abs(statistic(of_b - crossed) - statistic(of_a + crossed))
+            as_large += size - int((found < least).sum())
+    return as_large / (num_exchanges + 1)
 
 
 def _sign_flip(sums: Floats) -> float:

@@ -6,7 +6,7 @@ Bootstrap Methods and their Application (1997), section 3.8.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,14 +46,26 @@ class Resamples:
         denominators of the clusters that were drawn. All columns see the same draws, so that differences and
         means of columns are those of one resample. NaN where a resample holds nothing of a column.
         """
-        ratios = np.empty((self._num_resamples, numerators.shape[1]))
+
+        def ratio(weights: Floats) -> Floats:
+            with np.errstate(invalid="ignore"):
+                return (weights @ numerators) / (weights @ denominators)
+
+        return self._of_each(ratio, numerators.shape[1])
+
+    def sums(self, by_cluster: Floats) -> Floats:
+        """[clusters, columns] -> [resamples, columns]: sums over the clusters that were drawn, from the draws
+        that `ratios` sees."""
+        return self._of_each(lambda weights: weights @ by_cluster, by_cluster.shape[1])
+
+    def _of_each(self, what: Callable[[Floats], Floats], num_columns: int) -> Floats:
+        """`what` of the weights [some resamples, clusters], put together to [resamples, columns]."""
+        found = np.empty((self._num_resamples, num_columns))
         start = 0
         for counts in self._counts():
-            weights = counts.astype(np.float64)
-            with np.errstate(invalid="ignore"):
-                ratios[start : start + len(counts)] = (weights @ numerators) / (weights @ denominators)
+            found[start : start + len(counts)] = what(counts.astype(np.float64))
             start += len(counts)
-        return ratios
+        return found
 
     def _counts(self) -> Iterator[NDArray[np.uint8]]:
         """How often each cluster was drawn, [some resamples, clusters]: drawn once and kept if they are few,

@@ -17,9 +17,9 @@ import click
 def evaluate(
     run: Path, splits: tuple[str, ...], limit: int | None, missing: bool, device: str | None
 ) -> None:
-    """Measure RUN (a folder under checkpoints/) and write its metrics.json and captions.jsonl.
+    """Measure RUN (a folder under checkpoints/): metrics.json, captions.jsonl and outcomes.jsonl there.
 
-    Every rate has its 95% interval, and two controls: a blank picture and another item's picture.
+    Every figure has its 95% interval, and two controls: a blank picture and another item's picture.
     """
     import torch
 

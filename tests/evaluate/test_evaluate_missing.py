@@ -17,7 +17,7 @@ from prismcap.evaluate.results import weights_id
 from prismcap.evaluate.run import evaluate_run
 from prismcap.scripts.commands.evaluate import evaluate
 
-WRITTEN = ("metrics.json", "captions.jsonl")
+WRITTEN = ("metrics.json", "captions.jsonl", "outcomes.jsonl")
 
 
 class Watch:
@@ -106,7 +106,8 @@ def test_a_stop_loses_no_part_and_the_rest_makes_the_figures_of_an_undisturbed_r
     assert without_times(again) == without_times(whole) and again["about"]["complete"] is True
     assert again["about"]["parts_s"].keys() == whole["about"]["parts_s"].keys()
     assert again["about"]["total_s"] >= stopped["about"]["total_s"], "the time of both calls"
-    assert (unmeasured / "captions.jsonl").read_bytes() == (undisturbed / "captions.jsonl").read_bytes()
+    for name in ("captions.jsonl", "outcomes.jsonl"):
+        assert (unmeasured / name).read_bytes() == (undisturbed / name).read_bytes()
     pictures = [{path.name for path in (run / "pictures").iterdir()} for run in (unmeasured, undisturbed)]
     assert pictures[0] == pictures[1]
 

@@ -48,7 +48,7 @@ def copy_run(measured: Path, tmp_path: Path) -> Callable[..., Path]:
 
     def copy(name: str, **evaluation: Any) -> Path:
         folder = Path(shutil.copytree(measured, tmp_path / name))
-        for written in ("metrics.json", "captions.jsonl"):
+        for written in ("metrics.json", "captions.jsonl", "outcomes.jsonl"):
             (folder / written).unlink()
         shutil.rmtree(folder / "pictures")
         values = yaml.safe_load((folder / "config.yaml").read_text())
@@ -273,7 +273,8 @@ def test_a_failed_write_is_named_and_leaves_the_old_files(tmp_path: Path) -> Non
     assert (tmp_path / "metrics.json").read_bytes() == before
     with no_room(), pytest.raises(DataError, match=r"abc\.jpg: the results cannot be written"):
         save_thumbnail(tmp_path, "abc", Image.new("RGB", (300, 300)))
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["captions.jsonl", "metrics.json", "pictures"]
+    written = ["captions.jsonl", "metrics.json", "outcomes.jsonl", "pictures"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == written
 
 
 def test_a_kill_leaves_no_half_thumbnail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,76 @@
+"""What was asked: JSON lines {question_id, image, text, label}, as LLaVA and POPE keep them.
+
+`label` (yes or no) is POPE's; `category` names the part of the questions that is reported by itself (random,
+popular, adversarial), where one file holds several.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from prismcap.configs.errors import DataError
+from prismcap.evaluate.offline.rows import Row, read_json_file, shown
+
+FORM = "rows of {question_id, image, text, label}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question. answer: None where the row has no label."""
+
+    id: str
+    text: str
+    image: str
+    answer: Literal["yes", "no"] | None
+    group: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Questions:
+    path: Path
+    checksum: str
+    asked: tuple[Asked, ...]
+
+    @property
+    def by_id(self) -> dict[str, Asked]:
+        return {question.id: question for question in self.asked}
+
+
+def read_questions(path: Path) -> Questions:
+    """Raises DataError naming file, row, key and value."""
+    file = read_json_file(path, FORM)
+    if file.whole is not None:
+        raise DataError(f"{path}: COCO annotations; expected {FORM}")
+    asked = tuple(_question(row) for row in file.rows)
+    seen: dict[str, str] = {}
+    for question in asked:
+        if question.id in seen:
+            raise DataError(
+                f"{question.where}, key 'question_id': {question.id!r} is that of {seen[question.id]} too; "
+                "each question needs its own"
+            )
+        seen[question.id] = question.where
+    return Questions(path, file.checksum, asked)
+
+
+def _question(row: Row) -> Asked:
+    return Asked(
+        id=row.id_of("question_id"),
+        text=row.text_of("text"),
+        image=row.text_of("image") if "image" in row.values else "",
+        answer=_label(row) if "label" in row.values else None,
+        group=row.text_of("category") if "category" in row.values else "",
+        where=row.where,
+    )
+
+
+def _label(row: Row) -> Literal["yes", "no"]:
+    label = row.text_of("label").strip().lower()
+    if label == "yes":
+        return "yes"
+    if label == "no":
+        return "no"
+    raise DataError(f"{row.where}, key 'label': expected yes or no, found {shown(row.values['label'])}")

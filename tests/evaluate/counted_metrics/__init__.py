@@ -1,0 +1,1 @@
+"""Small metrics of the tests' own, named by their dotted names."""
