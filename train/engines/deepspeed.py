@@ -248,13 +248,16 @@ class DeepSpeedEngine:
 
         self.captioner.eval()
         gathered: Any = contextlib.nullcontext()
+        unhooked: Any = contextlib.nullcontext()
         if self.options.zero_stage == 3:
             # whole for the length of the block: generation does not run in step on all ranks
             gathered = GatheredParameters(list(self.captioner.parameters()))
+            unhooked = _without_hooks(self.engine.optimizer.parameter_offload)
         try:
             with (
                 torch.no_grad(),
                 gathered,
+                unhooked,
                 autocast(self.ranks.device, self.stage.precision),
             ):
                 yield
@@ -300,6 +303,22 @@ class DeepSpeedEngine:
         self.engine.destroy()
         self.engine = None
         gc.collect()
+
+
+@contextmanager
+def _without_hooks(offload: Any) -> Iterator[None]:
+    """Within, ZeRO-3's modules run as they are. With its hooks each would let go of its weights after its
+    call, and gather them before the next: a collective, in which ranks that are not in step wait for ever.
+
+    offload: its DeepSpeedZeRoOffload, which registers hooks again as at its start.
+    """
+    for hook in (*offload.forward_hooks, *offload.backward_hooks):
+        hook.remove()
+    offload.forward_hooks, offload.backward_hooks = [], []
+    try:
+        yield
+    finally:
+        offload._register_deepspeed_module(offload.module)
 
 
 @contextmanager
