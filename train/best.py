@@ -74,9 +74,9 @@ class BestWeights:
         `value` counts on rank 0; nothing and what is not finite is never the best. Collective. Raises
         SaveError.
         """
-        if not self.ranks.on_first(lambda: self._is_better(value)):
+        best = self.ranks.on_first(lambda: self._if_better(step, value))
+        if best is None:
             return False
-        best = self.ranks.on_first(lambda: Best(step, self.figure, float(value or 0.0)))
         weights = engine.gathered_state()
 
         def write(folder: Path) -> None:
@@ -89,12 +89,13 @@ class BestWeights:
         self.found = best
         return True
 
-    def _is_better(self, value: float | None) -> bool:
+    def _if_better(self, step: int, value: float | None) -> Best | None:
         if value is None or not math.isfinite(value):
-            return False
-        if self.found is None:
-            return True
-        return value > self.found.value if self.higher_is_better else value < self.found.value
+            return None
+        sign = 1 if self.higher_is_better else -1
+        if self.found is not None and sign * value <= sign * self.found.value:
+            return None
+        return Best(step, self.figure, value)
 
     def _make_room(self) -> None:
         """A best that some checkpoint is as new as may be what a resumed run needs: it stays beside."""
