@@ -244,20 +244,18 @@ class DeepSpeedEngine:
 
     @contextmanager
     def eval_context(self) -> Iterator[None]:
-        from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.runtime.zero import unwrap_model_for_generation
 
         self.captioner.eval()
-        gathered: Any = contextlib.nullcontext()
-        unhooked: Any = contextlib.nullcontext()
+        whole: Any = contextlib.nullcontext()
         if self.options.zero_stage == 3:
-            # whole for the length of the block: generation does not run in step on all ranks
-            gathered = GatheredParameters(list(self.captioner.parameters()))
-            unhooked = _without_hooks(self.engine.optimizer.parameter_offload)
+            # weights are whole and its hooks away: with them a module lets go of its weights after a call and
+            # gathers them before the next, for which all ranks would have to run in step
+            whole = unwrap_model_for_generation(self.engine)
         try:
             with (
                 torch.no_grad(),
-                gathered,
-                unhooked,
+                whole,
                 autocast(self.ranks.device, self.stage.precision),
             ):
                 yield
@@ -303,22 +301,6 @@ class DeepSpeedEngine:
         self.engine.destroy()
         self.engine = None
         gc.collect()
-
-
-@contextmanager
-def _without_hooks(offload: Any) -> Iterator[None]:
-    """Within, ZeRO-3's modules run as they are. With its hooks each would let go of its weights after its
-    call, and gather them before the next: a collective, in which ranks that are not in step wait for ever.
-
-    offload: its DeepSpeedZeRoOffload, which registers hooks again as at its start.
-    """
-    for hook in (*offload.forward_hooks, *offload.backward_hooks):
-        hook.remove()
-    offload.forward_hooks, offload.backward_hooks = [], []
-    try:
-        yield
-    finally:
-        offload._register_deepspeed_module(offload.module)
 
 
 @contextmanager
