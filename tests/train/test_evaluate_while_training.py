@@ -110,8 +110,8 @@ def test_the_texts_are_those_of_the_evaluation_after_training(
         return asked[-1]
 
     monkeypatch.setattr(live_module, "ask", spied)
-    plan = evaluate_override("instruct", every_steps=3)
-    run_dir = run_training(make_config(split_override(), plan, WHOLE), measure_of=measure_of)
+    plan = evaluate_override("instruct", every_steps=3, num_items=6)
+    run_dir = run_training(make_config(split_override(6), plan, WHOLE), measure_of=measure_of)
     evaluate_run(run_dir)
     captions = [json.loads(line) for line in (run_dir / "captions.jsonl").read_text().splitlines()]
     after = {line["id"]: line["generated"] for line in captions if line["control"] == "none"}
@@ -330,7 +330,7 @@ def test_the_config_that_is_shown_has_the_section(make_config: Make) -> None:
 def test_ranks_ask_a_part_each_and_know_the_figures_of_all(
     make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three processes, one after the other, then the first again with what all have said."""
+    """Four processes, one after the other, then the first again with what all have said."""
 
     def some_truths(_captioner: Any, _encoder: Any, asked: Any, *_: Any) -> list[Result]:
         results = []
@@ -349,11 +349,15 @@ def test_ranks_ask_a_part_each_and_know_the_figures_of_all(
     rates = {figure["rate"] for figure in expected.values()}
     assert len(rates) > 1 and rates != {0.0, 1.0}, expected
     said: list[Said] = []
-    for rank in range(3):
-        # what the others say does not matter here
-        live.figures(nobody, rank, 3, lambda own: said.append(own) or [own + own] * 3)  # type: ignore[func-returns-value]
-    assert len({len(part) for part in said}) == 2, "the parts are not equally long"
-    assert live.figures(nobody, 0, 3, lambda _: said) == expected
+
+    def note(own: Said) -> list[Said]:
+        said.append(own)
+        return [own + own] * 4  # what the others say does not matter yet
+
+    for rank in range(4):
+        live.figures(nobody, rank, 4, note)
+    assert [len(part) for part in said] == [4, 4, 4, 3]
+    assert live.figures(nobody, 0, 4, lambda _: said) == expected
 
 
 class NoPictures:
