@@ -117,7 +117,7 @@ def test_the_texts_are_those_of_the_evaluation_after_training(
     after = {line["id"]: line["generated"] for line in captions if line["control"] == "none"}
     assert len(asked) == 3
     assert {result.item.id: result.text.strip() for result in asked[-1]} == after
-    assert len(set(after.values())) > 3, "the model says different things of different items"
+    assert len(set(after.values())) > 1, "the model says different things of different items"
     assert [result.text for result in asked[0]] != [result.text for result in asked[-1]]
 
 
