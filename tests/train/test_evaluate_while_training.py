@@ -46,6 +46,7 @@ from prismcap.train.distributed import Ranks
 from prismcap.train.engines._contract import Engine
 from prismcap.train.evaluations import Measure, StageEvaluations
 from prismcap.train.fit import StepEvent
+from prismcap.train.mfu import MfuMeter
 from prismcap.train.run import run_training
 
 Make = Callable[..., RunConfig]
@@ -55,8 +56,10 @@ WHOLE = "stages.instruct.train={connector: {lr: 0.005}, llm: {lr: 0.01}}"
 
 
 @pytest.fixture(autouse=True, scope="module")
-def source() -> Iterator[None]:
-    with drawn_scenes():
+def tiny_runs() -> Iterator[None]:
+    """With the source of drawn scenes, and without the second in which a stage measures its device."""
+    with drawn_scenes(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MfuMeter, "of", lambda *_: None)
         yield
 
 
