@@ -17,14 +17,12 @@ from tqdm import tqdm
 from prismcap.configs.errors import ConfigError, nearest
 from prismcap.configs.load import load_config
 from prismcap.configs.schema.run import EvaluationConfig, RunConfig
-from prismcap.configs.schema.stage import StageConfig
-from prismcap.data.encode import Encoder
-from prismcap.data.pairs import stage_encoder
 from prismcap.data.schema import DataError, ImageRef
 from prismcap.data.sources._contract import SourceContext
+from prismcap.evaluate.asking import BLANK, Asked, ask, encoder_of, store_of
 from prismcap.evaluate.caption_loss import sample_losses
 from prismcap.evaluate.clock import Clock
-from prismcap.evaluate.inference import FeatureStore, Request, generate_texts, inference
+from prismcap.evaluate.inference import inference
 from prismcap.evaluate.intervals import MIN_ITEMS
 from prismcap.evaluate.metrics._named import NamedMetric
 from prismcap.evaluate.outcomes import outcomes_of
@@ -42,10 +40,10 @@ from prismcap.evaluate.scenes.caption_metrics import (
     measure_captions,
     try_metrics,
 )
-from prismcap.evaluate.scenes.controls import BlankImage, shuffled_partners
+from prismcap.evaluate.scenes.controls import shuffled_partners
 from prismcap.evaluate.scenes.figures import CONTROLS, Control, Result, figure_values, figures_of
 from prismcap.evaluate.scenes.items import Item, split_items
-from prismcap.evaluate.scenes.scoring import RIGHT, score
+from prismcap.evaluate.scenes.scoring import RIGHT
 from prismcap.evaluate.statistics.paired import paired_difference
 from prismcap.evaluate.versions import versions
 from prismcap.model.captioner import Captioner
@@ -53,7 +51,6 @@ from prismcap.model.restore import load_trained
 
 log = logging.getLogger(__name__)
 
-BLANK = BlankImage()
 CAPTION_LOSS = "caption_loss"
 
 
@@ -189,16 +186,6 @@ def _context(config: RunConfig) -> SourceContext:
     return SourceContext(seed=config.seed, max_image_pixels=last.data.max_image_pixels)
 
 
-def _encoder(captioner: Captioner, stage: StageConfig, where: str) -> Encoder:
-    if captioner.tokenizer is None:
-        raise ConfigError(f"{where}: the LLM has no tokenizer, so there is no text to measure")
-    return stage_encoder(stage, captioner.tokenizer, captioner.token_spec_of(stage.data), where)
-
-
-def _store(captioner: Captioner, stage: StageConfig, batch_size: int, **options: Any) -> FeatureStore:
-    return FeatureStore(captioner, captioner.image_spec_of(stage.data), batch_size, **options)
-
-
 def stage_caption_loss(
     run_dir: Path, config: RunConfig, stage: str, items: Sequence[Item], device: str, bar: _Bar
 ) -> dict[str, Any]:
@@ -217,8 +204,8 @@ def stage_caption_loss(
     batch_size = config.evaluation.batch_size
     partners = _partners(captions, config.seed)
     with inference(captioner, stage_config.precision):
-        encoder = _encoder(captioner, stage_config, f"stages.{stage}")
-        store = _store(captioner, stage_config, batch_size)
+        encoder = encoder_of(captioner, stage_config, f"stages.{stage}")
+        store = store_of(captioner, stage_config, batch_size)
         bar.total(3 * len(captions))
         store.add([item.image for item in captions], bar.update)
         encoded = [encoder.encode(item.sample) for item in captions]
@@ -277,40 +264,27 @@ def measure_split(
     evaluation, stage_name = config.evaluation, list(config.stages)[-1]
     assert evaluation is not None
     stage = config.stages[stage_name]
-    encoder = _encoder(captioner, stage, f"stages.{stage_name}")
+    encoder = encoder_of(captioner, stage, f"stages.{stage_name}")
     shown = _shown(items, config.seed)
     names: dict[ImageRef, str] = {}
 
     def keep(image: ImageRef, picture: Image.Image) -> None:
         names[image] = save_thumbnail(run_dir, image.fingerprint(), picture)
 
-    results: list[Result] = []
     with inference(captioner, stage.precision):
-        store = _store(captioner, stage, evaluation.batch_size, on_draw=keep)
+        store = store_of(captioner, stage, evaluation.batch_size, on_draw=keep)
         with clock.part("pictures"), _Bar(show_progress, f"{items[0].split}: pictures") as bar:
             bar.total(len({item.image for item in items}) + 1)
             store.add([*(item.image for item in items), BLANK], bar.update)
-        asked = [
+        asked: list[Asked] = [
             (control, item, other)
             for control in CONTROLS
             for item, other in zip(items, shown[control], strict=True)
         ]
         # all at once: what a caption's control asks of another item's picture, that item has asked already
-        requests = [_request(encoder, item, other, control) for control, item, other in asked]
         with clock.part("generate"), _Bar(show_progress, f"{items[0].split}: texts") as bar:
-            bar.total(len(requests))
-            texts = generate_texts(
-                captioner,
-                requests,
-                store,
-                batch_size=evaluation.batch_size,
-                max_new_tokens=evaluation.max_new_tokens,
-                stop=encoder.template.spec.stop,
-                progress=bar.update,
-            )
-    for (control, item, other), text in zip(asked, texts, strict=True):
-        flags = dict(score(item.kind, text, item.truth, item.graph))
-        results.append(Result(item, control, text, flags, other))
+            bar.total(len(asked))
+            results = ask(captioner, encoder, asked, store, evaluation, bar.update)
     return results, names
 
 
@@ -321,14 +295,6 @@ def _shown(items: Sequence[Item], seed: int) -> dict[Control, list[Item | None]]
         "blank": [None] * len(items),
         "shuffled": [items[partner] for partner in _partners(items, seed)],
     }
-
-
-def _request(encoder: Encoder, item: Item, shown: Item | None, control: Control) -> Request:
-    image = BLANK if shown is None else shown.image
-    prompt = encoder.encode_prompt(item.question, (image,), id=f"{item.id}/{control}")
-    # a caption grows with the objects in sight; every answer to a question is short
-    length = 0 if item.kind not in ("short", "long") else (item if shown is None else shown).num_objects
-    return Request(prompt, likely_length=length + (100 if item.kind == "long" else 0))
 
 
 def _record(result: Result, names: Mapping[ImageRef, str]) -> dict[str, Any]:

@@ -48,7 +48,8 @@ class Manifest:
     `config`: the flat keys of the config that matter for going on. `rejected`: samples left out so
     far, by reason. `stages`: the stages up to this one. `num_samples`: of the stage's mix, and
     `total_steps` of the stage. An empty `stages` or a 0 says that it was not written down.
-    `num_skipped` and `recent_losses`: see skipping.SkipBudget.
+    `num_skipped` and `recent_losses`: see skipping.SkipBudget. `best`: where the weights are the best of
+    the stage, {step, figure, value}; see best.BestWeights.
     """
 
     stage: str
@@ -63,6 +64,7 @@ class Manifest:
     total_steps: int = 0
     num_skipped: int = 0
     recent_losses: Sequence[float] = ()
+    best: Mapping[str, Any] | None = None
 
 
 def step_name(step: int) -> str:
@@ -222,11 +224,17 @@ def prune(stage_dir: Path, keep: int) -> None:
         return
     verify(folders[-1])
     for folder in folders[:-keep]:
-        # under another name first: a removal that is cut short leaves no half checkpoint behind
-        aside = folder.with_name(f"{UNFINISHED}{folder.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(folder, aside)
-        shutil.rmtree(aside)
+        discard(folder)
+
+
+def discard(folder: Path) -> None:
+    """Remove a checkpoint, if it is there. A removal that is cut short leaves no half one behind."""
+    if not folder.is_dir():
+        return
+    aside = folder.with_name(f"{UNFINISHED}{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(folder, aside)
+    shutil.rmtree(aside)
 
 
 def remove_unfinished(stage_dir: Path) -> None:

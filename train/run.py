@@ -10,7 +10,7 @@ import gc
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,12 @@ from prismcap.model.restore import load_trained
 from prismcap.model.trainable import prepare_stage, trainable_parameters
 from prismcap.model.weights import save_weights
 from prismcap.train import checkpoint as checkpoints
+from prismcap.train.best import WEIGHTS, BestWeights
 from prismcap.train.checkpoint import FINAL, DamagedError, Manifest
 from prismcap.train.distributed import Ranks
 from prismcap.train.doctor.agreement import config_hash, data_hash, require_agreement
 from prismcap.train.engines._contract import Engine
+from prismcap.train.evaluations import MeasureOf, StageEvaluations
 from prismcap.train.feature_cache import fill, open_store
 from prismcap.train.fit import StepCallback, fit
 from prismcap.train.lengths import lengths_for
@@ -67,6 +69,7 @@ def run_training(
     before_stage: Sequence[BeforeStage] = (),
     callbacks: Sequence[StepCallback] = (),
     ranks: Ranks | None = None,
+    measure_of: MeasureOf | None = None,
 ) -> Path:
     """Train every stage that has not finished. Returns the run's folder. Collective.
 
@@ -74,6 +77,7 @@ def run_training(
     before_training: called on rank 0 with the captioner before the first step that is made.
     before_stage: called on every rank before the first step of each stage, with the engine as it stands;
     they leave weights and optimiser as they were.
+    measure_of: what stages with `evaluate` are measured by; without it such a stage is a ConfigError.
     Raises ConfigError, DataError, BadStepError, SaveError, and StoppedError (signals.py).
     """
     ranks = ranks or Ranks()
@@ -94,7 +98,7 @@ def run_training(
                 if name == pending[0]:
                     for hook in before_training:
                         ranks.on_first(partial(hook, captioner, config))
-                run = _StageRun(config, name, run_dir / name, ranks, stop)
+                run = _StageRun(config, name, run_dir / name, ranks, stop, measure_of)
                 run.train(captioner, sinks, callbacks, before_stage)
                 del captioner
         finally:
@@ -192,6 +196,7 @@ class _StageRun:
     folder: Path
     ranks: Ranks
     stop: StopRequest = field(default_factory=StopRequest)
+    measure_of: MeasureOf | None = None
     num_samples: int = 0  # of the mix; these two are known once the data is open
     num_steps: int = 0
 
@@ -234,9 +239,14 @@ class _StageRun:
             undisturbed.put_back()
         rest = replace(loader, start_step=engine.step, num_steps=steps - engine.step)
 
-        def save(step: int) -> None:
-            self._save(engine, self._manifest(step, tally, budget), trainable)
+        def manifest(step: int) -> Manifest:
+            return self._manifest(step, tally, budget)
 
+        def save(step: int) -> None:
+            self._save(engine, manifest(step), trainable)
+
+        best = self._best(manifest, engine.step, trainable)
+        callbacks = [*self._evaluations(captioner, engine.step, sinks, best), *callbacks]
         every = stage.checkpoint.every_steps
         with self.stop.noting_signals():
             fit(
@@ -245,11 +255,35 @@ class _StageRun:
                 budget=budget,
                 stop=self.stop,
             )
-            self._save_final(engine, self._manifest(steps, tally, budget), trainable)
+            self._save_final(engine, manifest(steps), trainable, best)
         engine.close()
         gc.collect()
         if ranks.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _best(self, manifest: Callable[[int], Manifest], step: int, trainable: int) -> BestWeights | None:
+        plan = self.stage.evaluate
+        if plan is None or plan.best is None:
+            return None
+        return BestWeights(
+            *(self.folder, plan.best, plan.higher_is_better, manifest, self.ranks),
+            step=step,
+            needed_bytes=trainable * 4,
+        )
+
+    def _evaluations(
+        self, captioner: Captioner, step: int, sinks: Sequence[Sink], best: BestWeights | None
+    ) -> list[StepCallback]:
+        """The callback of the stage's `evaluate`, where there is one."""
+        plan = self.stage.evaluate
+        if plan is None:
+            return []
+        if self.measure_of is None:
+            raise ConfigError(f"stages.{self.name}.evaluate: what starts this run measures nothing")
+        measure = self.measure_of(self.config, self.name, self.ranks)
+        stages, run_dir = tuple(self.config.stages), self.folder.parent
+        before = self.ranks.on_first(lambda: jsonl.evaluations_up_to(run_dir, stages, self.name, step))
+        return [StageEvaluations(plan, measure, captioner, self.ranks, sinks, best, before)]
 
     def _features(self, captioner: Captioner, mix: Mix, steps: int) -> FeatureInputs:
         stage = self.stage
@@ -317,12 +351,20 @@ class _StageRun:
         keep = self.stage.checkpoint.keep
         self.ranks.on_first(lambda: checkpoints.prune(self.folder, keep))
 
-    def _save_final(self, engine: Engine, manifest: Manifest, trainable: int) -> None:
+    def _save_final(
+        self, engine: Engine, manifest: Manifest, trainable: int, best: BestWeights | None
+    ) -> None:
+        """The weights as they are, or the best ones where these are kept."""
+        if best is not None and best.found is not None:
+            manifest = replace(manifest, best=asdict(best.found))
+            self._put(FINAL, manifest, best.copy_weights, trainable * 4)
+            best.settle()
+            return
         weights = engine.gathered_state()
 
         def write(folder: Path) -> None:
             if self.ranks.is_first:
-                save_weights(folder / "weights.safetensors", weights)
+                save_weights(folder / WEIGHTS, weights)
 
         self._put(FINAL, manifest, write, trainable * 4)
 

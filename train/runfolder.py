@@ -15,6 +15,8 @@ from prismcap.configs.errors import ConfigError
 from prismcap.configs.files import replace_text
 from prismcap.configs.load import to_yaml
 from prismcap.configs.schema.run import RunConfig
+from prismcap.configs.schema.stage import StageConfig
+from prismcap.train.best import BEFORE, BEST
 from prismcap.train.checkpoint import (
     FINAL,
     MANIFEST,
@@ -28,6 +30,7 @@ from prismcap.train.checkpoint import (
     verify,
 )
 from prismcap.train.distributed import Ranks
+from prismcap.train.sinks.jsonl import EVALUATIONS
 from prismcap.train.sinks.jsonl import NAME as LOG_NAME
 
 LOCK = ".lock"
@@ -39,6 +42,7 @@ IGNORED = (
     "optimizer.max_skipped_steps",
     "checkpoint.every_steps",
     "checkpoint.keep",
+    "evaluate.max_share",
 )
 # keys that checkpoints may be older than, and what was done before there were any: none, but for these
 LATER_KEYS = {"image_newline": False, "warmup_start_ratio": 0.0}
@@ -131,9 +135,14 @@ def comparable(config: RunConfig, stage: str) -> dict[str, Any]:
     """What must be equal to go on with a stage, flat: `stages.align.schedule.epochs` -> 1."""
     values: dict[str, Any] = {"seed": config.seed}
     values |= flat(config.model.model_dump(mode="json"), "model")
-    own = flat(config.stages[stage].model_dump(mode="json"))
+    own = flat(config.stages[stage].model_dump(mode="json", exclude=_changes_no_weight(config.stages[stage])))
     values |= {f"stages.{stage}.{key}": value for key, value in own.items() if key not in IGNORED}
     return values
+
+
+def _changes_no_weight(stage: StageConfig) -> set[str]:
+    """Evaluations leave the weights as they are, unless the stage ends with the best ones."""
+    return {"evaluate"} if stage.evaluate is None or stage.evaluate.best is None else set()
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -240,8 +249,13 @@ def adopt(checkpoint: Path, run_dir: Path, config: RunConfig) -> None:
         _check_manifest(read_manifest(origin / stage / FINAL), config, origin / stage / FINAL)
         shutil.copytree(origin / stage / FINAL, aside / stage / FINAL)
     shutil.copytree(checkpoint, aside / manifest.stage / checkpoint.name)
-    if (origin / LOG_NAME).is_file():
-        shutil.copy(origin / LOG_NAME, aside / LOG_NAME)
+    for name in (BEST, BEFORE):
+        # whichever is of a step up to the checkpoint's stands; the stage looks when it goes on
+        if (origin / manifest.stage / name).is_dir():
+            shutil.copytree(origin / manifest.stage / name, aside / manifest.stage / name)
+    for name in (LOG_NAME, EVALUATIONS):
+        if (origin / name).is_file():
+            shutil.copy(origin / name, aside / name)
     for path in list(aside.iterdir()):
         os.rename(path, run_dir / path.name)
     aside.rmdir()

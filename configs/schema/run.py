@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from prismcap.configs.errors import nearest
 from prismcap.configs.schema.base import Component, Section
 from prismcap.configs.schema.stage import StageConfig
 
@@ -114,6 +115,18 @@ class RunConfig(Section):
                 raise ValueError(
                     f"evaluation.caption_loss.{name}: a contrastive stage writes no captions: name another"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_evaluate_splits_of_the_run(self) -> RunConfig:
+        splits = self.evaluation.splits if self.evaluation else {}
+        for stage, config in self.stages.items():
+            for name in config.evaluate.splits if config.evaluate else ():
+                if name not in splits:
+                    raise ValueError(
+                        f"stages.{stage}.evaluate.splits: no split {name!r} in evaluation.splits."
+                        f"{nearest(name, splits) or ' Add the section evaluation.'}"
+                    )
         return self
 
     @model_validator(mode="after")

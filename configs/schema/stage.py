@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from prismcap.configs.schema.base import Component, Section
 from prismcap.configs.schema.data import BatchConfig, DataConfig
+from prismcap.configs.schema.evaluate import StageEvaluationConfig
 
 # auto: bf16 where the device is faster in it, else fp32. A run settles it once, in its first start
 Precision = Literal["auto", "fp32", "bf16"]
@@ -204,6 +205,9 @@ class StageConfig(Section):
         default=False, description="keep a frozen encoder's features on disk, as what; true is bf16"
     )
     checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluate: StageEvaluationConfig | None = Field(
+        default=None, description="held-out measures while the stage trains; none: only after training"
+    )
 
     @property
     def kind(self) -> Literal["caption", "contrastive"]:
@@ -322,3 +326,5 @@ class StageConfig(Section):
             )
         if self.engine.name == "deepspeed":
             yield "engine.name: deepspeed is not supported: take torch, under torchrun for several processes"
+        if self.evaluate is not None:
+            yield "evaluate asks for captions, and the stage learns none: leave it out"

@@ -41,13 +41,14 @@ def train(config: str, overrides: tuple[str, ...], resume: str, dry_export: bool
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from prismcap.configs.load import load_config
     from prismcap.data.schema import DataError
+    from prismcap.scripts.evaluating import check_evaluations, measure_of
     from prismcap.scripts.exporting import dry_export as dry_export_hook
     from prismcap.train.allocator import keep_freed_memory
     from prismcap.train.checkpoint import SaveError
     from prismcap.train.distributed import process_group
     from prismcap.train.doctor.checkup import check_before_stage, check_before_training
     from prismcap.train.engines._contract import BadStepError
-    from prismcap.train.run import run_training
+    from prismcap.train.run import BeforeTraining, run_training
     from prismcap.train.signals import StoppedError
 
     loaded = load_config(config, overrides)
@@ -56,7 +57,9 @@ def train(config: str, overrides: tuple[str, ...], resume: str, dry_export: bool
         level = logging.INFO if ranks.is_first else logging.ERROR
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         logging.getLogger("prismcap").setLevel(level)
-        hooks = [dry_export_hook(logging.getLogger("prismcap.export").info)] if dry_export else []
+        hooks: list[BeforeTraining] = [check_evaluations]
+        if dry_export:
+            hooks.append(dry_export_hook(logging.getLogger("prismcap.export").info))
         stage_hooks = []
         if doctor:
             say = logging.getLogger("prismcap.doctor").info
@@ -64,7 +67,7 @@ def train(config: str, overrides: tuple[str, ...], resume: str, dry_export: bool
             stage_hooks = [partial(check_before_stage, ranks=ranks, say=say)]
         try:
             run_dir = run_training(
-                loaded, resume, before_training=hooks, before_stage=stage_hooks, ranks=ranks
+                loaded, resume, hooks, before_stage=stage_hooks, ranks=ranks, measure_of=measure_of
             )
         except (DataError, BadStepError, SaveError) as error:
             raise click.ClickException(str(error)) from error

@@ -16,6 +16,7 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
+import prismcap.evaluate.asking as asking
 import prismcap.evaluate.run as module
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.registry import component_module
@@ -142,7 +143,7 @@ def test_a_model_that_sees_is_right_and_fails_both_controls(
         (image,) = request.prompt.images
         return "" if image is BLANK else short_caption(image.graph)  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(module, "generate_texts", oracle(seen))
+    monkeypatch.setattr(asking, "generate_texts", oracle(seen))
     metrics = evaluate_run(copy_run("oracle"))
     for split, name in (("unseen_pairs", "all_right"), ("unseen_pairs", "num_objects_1")):
         figure = metrics[split][name]
@@ -162,7 +163,7 @@ def test_a_blank_control_that_shows_the_picture_would_be_caught(
     """A planted fault: the control named blank shows each item its own picture."""
     honest = module._shown
     planted = oracle(lambda request: short_caption(request.prompt.images[0].graph))  # type: ignore[attr-defined]
-    monkeypatch.setattr(module, "generate_texts", planted)
+    monkeypatch.setattr(asking, "generate_texts", planted)
     monkeypatch.setattr(module, "_shown", lambda items, seed: {**honest(items, seed), "blank": list(items)})
     metrics = evaluate_run(copy_run("peeking"), splits=["unseen_stamps"])
     assert control_rates(metrics["unseen_stamps"]["all_right"])["blank"] == 1.0
@@ -172,7 +173,7 @@ def test_a_blank_control_that_shows_the_picture_would_be_caught(
 def test_a_model_that_ignores_the_picture_scores_as_its_controls(
     copy_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "generate_texts", oracle(lambda _: "Yes."))
+    monkeypatch.setattr(asking, "generate_texts", oracle(lambda _: "Yes."))
     metrics = evaluate_run(copy_run("blind"))
     for figure in metrics["unseen_pairs"].values():
         assert figure["controls"]["blank"]["rate"] == figure["controls"]["shuffled"]["rate"] == figure["rate"]
@@ -189,7 +190,7 @@ def test_a_shuffle_that_keeps_the_picture_would_be_caught(
         (image,) = request.prompt.images
         return "" if image is BLANK else short_caption(image.graph)  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(module, "generate_texts", oracle(seen))
+    monkeypatch.setattr(asking, "generate_texts", oracle(seen))
     monkeypatch.setattr(module, "shuffled_partners", lambda keys, *_: list(range(len(keys))))
     metrics = evaluate_run(copy_run("planted"), splits=["unseen_stamps"])
     assert metrics["unseen_stamps"]["all_right"]["controls"]["shuffled"]["rate"] == 1.0

@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 from test_evaluate_run import oracle
 
+import prismcap.evaluate.asking as asking
 import prismcap.evaluate.run as module
 from prismcap.configs.errors import ConfigError, DataError
 from prismcap.configs.load import load_config
@@ -141,7 +142,7 @@ def test_metrics_of_a_model_that_sees_fall_with_the_picture(
         (image,) = request.prompt.images
         return "nothing" if image is BLANK else short_caption(image.graph)  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(module, "generate_texts", oracle(seen))
+    monkeypatch.setattr(asking, "generate_texts", oracle(seen))
     found = evaluate_run(copy)["unseen_pairs"]
     exact = found["words.exact"]
     assert (exact["rate"], exact["higher_is_better"]) == (1.0, True)

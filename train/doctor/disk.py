@@ -32,7 +32,9 @@ def run_bytes(config: RunConfig, sizes: Mapping[str, StageSize], total_weights: 
     kept, besides = 0, total_weights * FINAL_BYTES
     for name, size in sizes.items():
         checkpoint = size.trained * STATE_BYTES[size.bf16_weights]
-        kept += size.trained * FINAL_BYTES + checkpoint * _num_kept(config.stages[name], size.steps)
+        stage = config.stages[name]
+        kept += size.trained * FINAL_BYTES * (1 + _num_best(stage))
+        kept += checkpoint * _num_kept(stage, size.steps)
         besides = max(besides, checkpoint)
     return kept + besides
 
@@ -41,6 +43,11 @@ def _num_kept(stage: StageConfig, steps: int) -> int:
     """Step checkpoints that the stage leaves; the last step is saved as final."""
     every = stage.checkpoint.every_steps
     return 0 if every is None else min(stage.checkpoint.keep, (steps - 1) // every)
+
+
+def _num_best(stage: StageConfig) -> int:
+    """The best weights of the stage, and those before them."""
+    return 2 if stage.evaluate is not None and stage.evaluate.best is not None else 0
 
 
 def check_disk(folder: Path, needed_bytes: int, used_bytes: int = 0) -> Finding:

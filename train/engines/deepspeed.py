@@ -244,17 +244,18 @@ class DeepSpeedEngine:
 
     @contextmanager
     def eval_context(self) -> Iterator[None]:
-        from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.runtime.zero import unwrap_model_for_generation
 
         self.captioner.eval()
-        gathered: Any = contextlib.nullcontext()
+        whole: Any = contextlib.nullcontext()
         if self.options.zero_stage == 3:
-            # whole for the length of the block: generation does not run in step on all ranks
-            gathered = GatheredParameters(list(self.captioner.parameters()))
+            # weights are whole and its hooks away: with them a module lets go of its weights after a call and
+            # gathers them before the next, for which all ranks would have to run in step
+            whole = unwrap_model_for_generation(self.engine)
         try:
             with (
                 torch.no_grad(),
-                gathered,
+                whole,
                 autocast(self.ranks.device, self.stage.precision),
             ):
                 yield

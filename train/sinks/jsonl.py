@@ -1,4 +1,4 @@
-"""log.jsonl: one JSON record per step. Always written."""
+"""log.jsonl: one JSON record per step. Always written. evaluations.jsonl: one per evaluation on the way."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from prismcap.configs.files import replace_text
 from prismcap.configs.schema.run import RunConfig
 
 NAME = "log.jsonl"
+EVALUATIONS = "evaluations.jsonl"
 
 
 def build(config: RunConfig, run_dir: Path) -> JsonlSink:
@@ -18,26 +19,58 @@ def build(config: RunConfig, run_dir: Path) -> JsonlSink:
 
 
 class JsonlSink:
-    """Appends; a line is flushed as soon as it is written, so that a killed run loses none."""
+    """Appends; a line is flushed as soon as it is written, so that a killed run loses none.
+
+    path: of the step records; those of evaluations lie beside it.
+    """
+
+    def __init__(self, path: Path, stages: tuple[str, ...]) -> None:
+        self.steps = _Records(path, stages)
+        self.evaluations = _Records(path.with_name(EVALUATIONS), stages)
+
+    def start_stage(self, stage: str, total_steps: int, step: int) -> None:  # noqa: ARG002
+        for records in (self.steps, self.evaluations):
+            records.drop_after(stage, step)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self.steps.append(record)
+
+    def write_evaluation(self, record: Mapping[str, Any]) -> None:
+        self.evaluations.append(record)
+
+    def close(self) -> None:
+        self.steps.close()
+        self.evaluations.close()
+
+
+def evaluations_up_to(run_dir: Path, stages: tuple[str, ...], stage: str, step: int) -> list[dict[str, Any]]:
+    """The records of one stage's evaluations up to a step, those that stand when it goes on from there."""
+    kept = _Records(run_dir / EVALUATIONS, stages).up_to(stage, step)
+    return [record for record in map(json.loads, kept) if record["stage"] == stage]
+
+
+class _Records:
+    """A file of records, each with its stage and step. It is made when the first one is written."""
 
     def __init__(self, path: Path, stages: tuple[str, ...]) -> None:
         self.path = path
         self.stages = stages
         self.file: IO[str] | None = None
 
-    def start_stage(self, stage: str, total_steps: int, step: int) -> None:  # noqa: ARG002
+    def drop_after(self, stage: str, step: int) -> None:
+        """Without what lies past the point from which the run goes on."""
         self.close()
         if self.path.exists():
-            kept = [
-                line
-                for line in self.path.read_text(encoding="utf-8").splitlines()
-                if self._counts(line, stage, step)
-            ]
-            replace_text(self.path, "".join(f"{line}\n" for line in kept))
-        self.file = self.path.open("a", encoding="utf-8")
+            replace_text(self.path, "".join(f"{line}\n" for line in self.up_to(stage, step)))
+
+    def up_to(self, stage: str, step: int) -> list[str]:
+        """The lines of records that lie before this point or at it."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        return [line for line in lines if self._counts(line, stage, step)]
 
     def _counts(self, line: str, stage: str, step: int) -> bool:
-        """Whether a record lies before the point from which the run goes on."""
         try:
             record = json.loads(line)
             at = (self.stages.index(record["stage"]), int(record["step"]))
@@ -45,8 +78,9 @@ class JsonlSink:
             return False  # a line that was cut short by a kill
         return at <= (self.stages.index(stage), step)
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        assert self.file is not None, "start_stage comes first"
+    def append(self, record: Mapping[str, Any]) -> None:
+        if self.file is None:
+            self.file = self.path.open("a", encoding="utf-8")
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from prismcap.configs.schema.run import RunConfig
+from prismcap.train.figures import figure_values
 
 LINE_EVERY_S = 10.0
 
@@ -47,6 +48,18 @@ class ProgressSink:
         if now - self.last_line_s >= self.line_every_s or record["step"] == self.total_steps:
             self.last_line_s = now
             print(self._line(record), file=self.stream, flush=True)
+
+    def write_evaluation(self, record: Mapping[str, Any]) -> None:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in figure_values(record["figures"]).items())
+        line = (
+            f"{record['stage']} step {record['step']}/{self.total_steps}  {figures}  "
+            f"in {record['time_s']:.1f} s, evaluations are {record['share']:.1%} of the stage's time"
+            f"{'  the best so far' if record['best'] else ''}"
+        )
+        if self.bar is not None:
+            self.bar.write(line, file=self.stream)
+        else:
+            print(line, file=self.stream, flush=True)
 
     def _line(self, record: Mapping[str, Any]) -> str:
         left_s = (self.total_steps - record["step"]) * record["time_s"]

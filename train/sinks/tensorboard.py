@@ -8,6 +8,7 @@ from typing import Any
 
 from prismcap.configs.errors import MissingExtraError
 from prismcap.configs.schema.run import RunConfig
+from prismcap.train.figures import figure_values
 
 
 def build(config: RunConfig, run_dir: Path) -> TensorboardSink:
@@ -39,6 +40,10 @@ class TensorboardSink:
         for key, value in record.items():
             if isinstance(value, int | float) and key != "step":
                 self.writer.add_scalar(key, value, record["step"])
+
+    def write_evaluation(self, record: Mapping[str, Any]) -> None:
+        for name, value in figure_values(record["figures"]).items():
+            self.writer.add_scalar(f"eval/{name}", value, record["step"])
 
     def close(self) -> None:
         if self.writer is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from prismcap.configs.errors import MissingExtraError
 from prismcap.configs.schema.run import RunConfig
+from prismcap.train.figures import figure_values
 
 
 def build(config: RunConfig, run_dir: Path) -> WandbSink:
@@ -30,7 +31,8 @@ def build(config: RunConfig, run_dir: Path) -> WandbSink:
 
 
 class WandbSink:
-    """Charts `<stage>/<key>` over `<stage>/step`: the step is an axis, since a resumed run repeats some."""
+    """Charts `<stage>/<key>` over `<stage>/step`: the step is an axis, since a resumed run repeats some.
+    Of evaluations the key is eval/<split>.<figure>."""
 
     def __init__(self, run: Any, every_steps: int) -> None:
         self.run = run
@@ -44,6 +46,11 @@ class WandbSink:
         if record["step"] % self.every_steps == 0:
             stage = record["stage"]
             self.run.log({f"{stage}/{key}": value for key, value in record.items() if key != "stage"})
+
+    def write_evaluation(self, record: Mapping[str, Any]) -> None:
+        stage, values = record["stage"], figure_values(record["figures"])
+        charts = {f"{stage}/eval/{name}": value for name, value in values.items()}
+        self.run.log({f"{stage}/step": record["step"], **charts})
 
     def close(self) -> None:
         self.run.finish()

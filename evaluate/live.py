@@ -1,0 +1,106 @@
+"""A captioner that is training, asked about the held-out items that its stage's `evaluate` names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prismcap.configs.errors import ConfigError, nearest
+from prismcap.configs.schema.run import EvaluationConfig, RunConfig
+from prismcap.configs.schema.stage import StageConfig
+from prismcap.data.sources._contract import SourceContext
+from prismcap.evaluate.asking import Asked, ask, encoder_of, store_of
+from prismcap.evaluate.inference import FeatureStore
+from prismcap.evaluate.scenes.figures import Result, figure_values, figures_of
+from prismcap.evaluate.scenes.items import Item, split_items
+from prismcap.model.captioner import Captioner
+
+# What one process has said (texts and flags), and what all have, in the order of the processes. Collective
+Said = list[tuple[str, dict[str, bool]]]
+Gather = Callable[[Said], list[Said]]
+
+
+def alone(said: Said) -> list[Said]:
+    """The `Gather` of a single process."""
+    return [said]
+
+
+@dataclass
+class LiveEvaluation:
+    """The items of one stage, the same ones at every call: the splits' first, by the run's seed.
+
+    Features of the pictures are kept from one call to the next while the encoder is frozen: K x D numbers
+    for each tile.
+    """
+
+    stage_name: str
+    stage: StageConfig
+    evaluation: EvaluationConfig
+    items: Mapping[str, list[Item]]  # by split
+    _store: FeatureStore | None = field(default=None, init=False, repr=False)
+
+    @classmethod
+    def of(cls, config: RunConfig, stage_name: str) -> LiveEvaluation:
+        """For a stage that has `evaluate`. No picture is drawn yet.
+
+        Raises ConfigError for a source without scene graphs or without items, and for a `best` that none of
+        the figures is called.
+        """
+        stage = config.stages[stage_name]
+        plan, evaluation = stage.evaluate, config.evaluation
+        assert plan is not None and evaluation is not None  # configs/schema/run.py lets no other be
+        context = SourceContext(config.seed, stage.data.max_image_pixels)
+        items = {
+            split: split_items(split, evaluation.splits[split], context, plan.num_items)
+            for split in plan.splits
+        }
+        live = cls(stage_name, stage, evaluation, items)
+        if plan.best is not None and plan.best not in live.names():
+            raise ConfigError(
+                f"stages.{stage_name}.evaluate.best: the items make no figure {plan.best!r}."
+                f"{nearest(plan.best, live.names())}"
+            )
+        return live
+
+    def names(self) -> list[str]:
+        """Of the figures, `<split>.<figure>`."""
+        return [
+            f"{split}.{figure.name}" for split, items in self.items.items() for figure in figures_of(items)
+        ]
+
+    def figures(
+        self, captioner: Captioner, rank: int = 0, world_size: int = 1, gather: Gather = alone
+    ) -> dict[str, dict[str, Any]]:
+        """{rate, low, high, n} by <split>.<figure>, each item with its own picture.
+
+        Use inside the engine's eval_context. Of several processes each asks its part of the items, not in
+        step; every one gets the figures of all.
+        """
+        asked: list[Asked] = [("none", item, item) for items in self.items.values() for item in items]
+        own = asked[rank::world_size]
+        encoder = encoder_of(captioner, self.stage, f"stages.{self.stage_name}")
+        store = self._features(captioner)
+        store.add([item.image for _, item, _ in own])
+        results = ask(captioner, encoder, own, store, self.evaluation)
+        said = gather([(result.text, result.flags) for result in results])
+        everything = [
+            Result(item, control, *said[index % world_size][index // world_size], shown)
+            for index, (control, item, shown) in enumerate(asked)
+        ]
+        return {
+            f"{split}.{figure.name}": _rate(
+                figure_values(figure, [result for result in everything if result.item.split == split])
+            )
+            for split, items in self.items.items()
+            for figure in figures_of(items)
+        }
+
+    def _features(self, captioner: Captioner) -> FeatureStore:
+        if self._store is None or captioner.trains_encoder:
+            self._store = store_of(captioner, self.stage, self.evaluation.batch_size)
+        return self._store
+
+
+def _rate(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: values[key] for key in ("rate", "low", "high", "n") if key in values}
