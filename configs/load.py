@@ -180,7 +180,7 @@ def load_prism(name: str | Path, overrides: Sequence[str] = ()) -> PrismConfig:
 
 
 def load_ablation(name: str | Path, overrides: Sequence[str] = ()) -> AblationConfig:
-    """The ablation of a YAML file or preset; as load_config. Its `run` is then a preset's name or a full path.
+    """The ablation of a YAML file or preset; as load_config. `run` is then a preset's name or a full path.
 
     The configs of its cells are not made here: train/ablate/expand.py.
     """
