@@ -58,16 +58,18 @@ def ablate(
         return
     write_plan(loaded, plan)
     if unit is not None:
-        end(folder, run(loaded, plan, folder, [unit], retry_failed))
-        return
+        outcome = run(loaded, plan, folder, [unit], retry_failed)
+        name_failed(folder, outcome)
+        sys.exit(exit_code(outcome))
     with alone(folder):
         if loaded.launch.name == "slurm":
             submit_jobs(loaded, plan, folder, retry_failed)
             return
         outcome = run(loaded, plan, folder, None, retry_failed)
+        name_failed(folder, outcome)
         if outcome.stopped_by is None:
             report(folder)
-    end(folder, outcome)
+    sys.exit(exit_code(outcome))
 
 
 def run(
@@ -106,16 +108,20 @@ def report(folder: Path) -> None:
     click.echo(f"Report: {draw_ablation(folder)}")
 
 
-def end(folder: Path, outcome: Outcome) -> None:
-    """Say what failed, and leave with the exit code that fits."""
+def name_failed(folder: Path, outcome: Outcome) -> None:
+    """Say what failed and where more is said of it, and that a stopped ablation can go on."""
     from prismcap.train.ablate.status import log_path
 
     if outcome.failed:
-        click.echo(f"{len(outcome.failed)} failed (after mending it: --retry-failed):", err=True)
+        click.echo(f"{len(outcome.failed)} failed (after mending what it was: --retry-failed):", err=True)
         for unit, status in outcome.failed.items():
             lines = (status.error or "no word").splitlines()
             click.echo(f"  {unit}: {lines[-1]}\n    {log_path(folder, unit)}", err=True)
     if outcome.stopped_by is not None:
         click.echo(f"Stopped by {outcome.stopped_by.name}. Nothing is lost: start the same command to go on.")
-        sys.exit(128 + outcome.stopped_by)
-    sys.exit(1 if outcome.failed else 0)
+
+
+def exit_code(outcome: Outcome) -> int:
+    if outcome.stopped_by is not None:
+        return 128 + outcome.stopped_by
+    return 1 if outcome.failed else 0

@@ -16,6 +16,7 @@ from prismcap.train.ablate.status import ABLATION
 from prismcap.train.ablate.units import Unit
 
 FOLDER, SUBMIT = "slurm", "submit.sh"
+GPUS = ("--gres", "--gpus", "-G")  # options that ask for some: none are needed to collect
 
 # how a bash script learns of a child's end while a trapped signal cuts its waiting short: as scripts/slurm.sh
 _TASK = """\
@@ -48,8 +49,8 @@ _COLLECT = '"${{PYTHON:-{python}}}" -m prismcap.scripts.cli ablate {ablation} --
 
 
 def write_jobs(folder: Path, config: AblationConfig, units: Sequence[Unit]) -> Path:
-    """Write <folder>/slurm/: for each wave of `units` a script and their list, collect.sh, and submit.sh, which
-    hands them all to sbatch, each after the ones before. Returns submit.sh. Raises OSError."""
+    """Write <folder>/slurm/: for each wave of `units` a script and their list, collect.sh, and submit.sh,
+    which hands them all to sbatch, each after the ones before. Returns submit.sh. Raises OSError."""
     jobs = folder.resolve() / FOLDER
     jobs.mkdir(parents=True, exist_ok=True)
     for old in jobs.glob("wave-*"):
@@ -69,12 +70,12 @@ def write_jobs(folder: Path, config: AblationConfig, units: Sequence[Unit]) -> P
         task = _TASK.format(**names, units=shlex.quote(str(units_file)))
         _write_script(jobs / f"wave-{number}.sh", config, f"wave-{number}", options, task)
     _write_script(jobs / "collect.sh", config, "collect", [], _COLLECT.format(**names))
-    lines = ["#!/usr/bin/env bash", "set -euo pipefail", f"cd {shlex.quote(str(jobs))}", "after=()"]
+    lines = ["#!/usr/bin/env bash", "set -euo pipefail", f"cd {shlex.quote(str(jobs))}", "after="]
     for name in [*(f"wave-{number}" for number in waves), "collect"]:
         # --parsable prints the job's number, and the cluster's name after a semicolon
-        lines.append(f'job=$(sbatch --parsable "${{after[@]}}" {name}.sh)')
+        lines.append(f'job=$(sbatch --parsable ${{after:+"$after"}} {name}.sh)')
         lines.append(f'echo "{name}: job ${{job%%;*}}"')
-        lines.append('after=("--dependency=afterany:${job%%;*}")')
+        lines.append('after="--dependency=afterany:${job%%;*}"')
     _put(jobs / SUBMIT, "\n".join(lines) + "\n")
     return jobs / SUBMIT
 
@@ -84,8 +85,8 @@ def _write_script(path: Path, config: AblationConfig, name: str, options: Sequen
     output = "%A_%a" if name != "collect" else "%j"
     always = [f"--job-name={config.name}-{name}", f"--output={name}-{output}.out", "--nodes=1", "--ntasks=1"]
     lines = ["#!/usr/bin/env bash", *(f"#SBATCH {option}" for option in (*always, *options))]
-    if name != "collect":
-        lines += [f"#SBATCH {option}" for option in config.launch.sbatch]
+    wanted = [option for option in config.launch.sbatch if name != "collect" or not option.startswith(GPUS)]
+    lines += [f"#SBATCH {option}" for option in wanted]
     lines += ["set -euo pipefail", f"cd {shlex.quote(str(Path.cwd()))}"]
     _put(path, "\n".join(lines) + "\n" + body)
 
