@@ -14,10 +14,14 @@ from prismcap.train.locks import TakenError, locked
 
 log = logging.getLogger(__name__)
 
-LOCK = ".lock"
 LOOK_EVERY_S = 0.5
 # the other ranks wait for the first one's answer in a collective, which has a timeout
 ANSWER_AFTER_S = 60.0
+
+
+def lock_path(folder: Path) -> Path:
+    """Beside the store, which holds shards alone."""
+    return folder.with_name(f".{folder.name}.lock")
 
 
 @contextmanager
@@ -38,8 +42,8 @@ def _try_lock(folder: Path, held: ExitStack, waited: bool) -> bool:
     until_s = time.monotonic() + ANSWER_AFTER_S
     while time.monotonic() < until_s:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(folder / LOCK))
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(lock_path(folder)))
         except TakenError as error:
             if not waited:
                 waited = True
