@@ -38,7 +38,8 @@ MEASURED = f"evaluation={json.dumps({'splits': {'first': SPLIT, 'second': SPLIT}
 RUN = """
 import sys
 from types import ModuleType
-for name, function in (("ablation", None), ("ablation.collect", "collect"), ("report.ablation_page", "draw_ablation")):
+parts = {"ablation": None, "ablation.collect": "collect", "report.ablation_page": "draw_ablation"}
+for name, function in parts.items():
     module = ModuleType(f"prismcap.evaluate.{name}")
     if function:
         setattr(module, function, lambda folder: folder)
