@@ -137,7 +137,7 @@ def _noting_signals() -> Iterator[_Signals]:
         yield noted
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 @dataclass
