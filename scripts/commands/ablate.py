@@ -98,12 +98,13 @@ def submit_jobs(config: AblationConfig, plan: Plan, folder: Path, retry_failed: 
 def report(folder: Path) -> None:
     """The table and the page of what is there."""
     from prismcap.configs.errors import ConfigError
-    from prismcap.evaluate.ablation.collect import collect
-    from prismcap.evaluate.report.ablation_page import draw_ablation
     from prismcap.train.ablate.status import PLAN
 
     if not (folder / PLAN).is_file():
         raise ConfigError(f"{folder}: no ablation has been run here yet (there is no {PLAN})")
+    from prismcap.evaluate.ablation.collect import collect
+    from prismcap.evaluate.report.ablation_page import draw_ablation
+
     collect(folder)
     click.echo(f"Report: {draw_ablation(folder)}")
 

@@ -82,6 +82,7 @@ def _run_values(config: AblationConfig, where: str) -> dict[str, Any]:
     path, values = read_config(config.run)
     if kind_of(values) == "ablation":
         raise ConfigError(f"{where}: run: {path} is an ablation itself; name a run of training or of Prism")
+    values = {key: value for key, value in values.items() if key not in SET_HERE}
     return _laid_over(values, config.set, f"{where}: set")
 
 
@@ -139,9 +140,9 @@ def _laid_over(values: dict[str, Any], overlay: Overlay, where: str) -> dict[str
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     for key, own in SET_HERE.items():
-        if result.get(key) != values.get(key):
+        if key in result:
             raise ConfigError(
-                f"{where}: {key}={result.get(key)!r}: the ablation sets {key!r} in every cell, by its own "
+                f"{where}: {key}={result[key]!r}: the ablation sets {key!r} in every cell, by its own "
                 f"key {own!r}: take it out here"
             )
     return result

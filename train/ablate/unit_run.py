@@ -72,15 +72,13 @@ class UnitRunner:
                 Status(unit_id, "running", unit.hash, started_at=now(), attempts=before.attempts + 1)
             )
             try:
-                failed = self._work(unit, running, environment, descriptor)
+                ended = self._work(unit, running, environment, descriptor)
             except StoppingError:
                 self._put(dataclasses.replace(running, state="waiting", ended_at=now()))
                 raise
             except (ConfigError, DataError, OSError) as error:
-                failed = dataclasses.replace(running, state="failed", error=str(error), command=[])
-            return self._put(
-                dataclasses.replace(failed or dataclasses.replace(running, state="done"), ended_at=now())
-            )
+                ended = dataclasses.replace(running, state="failed", error=str(error), command=[])
+            return self._put(dataclasses.replace(ended, ended_at=now()))
 
     def _put(self, status: Status) -> Status:
         write_status(self.folder, status)
@@ -114,8 +112,8 @@ class UnitRunner:
 
     def _work(
         self, unit: Unit, running: Status, environment: Mapping[str, str], descriptor: int
-    ) -> Status | None:
-        """Run what is left to do. Returns how it failed, or None."""
+    ) -> Status:
+        """Run what is left to do. Returns how it ended."""
         run_dir = self.folder / unit.id
         self._make_ready(unit, run_dir)
         log = log_path(self.folder, unit.id)
@@ -133,7 +131,7 @@ class UnitRunner:
             if returncode == 0:
                 error = f"it was stopped by a signal from outside, with a checkpoint\n{error}"
             return dataclasses.replace(running, state="failed", returncode=returncode, error=error)
-        return None
+        return dataclasses.replace(running, state="done")
 
     def _make_ready(self, unit: Unit, run_dir: Path) -> None:
         """The config, and the stages that others have trained."""

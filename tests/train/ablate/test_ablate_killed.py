@@ -87,7 +87,10 @@ class Ablation:
 
 
 @pytest.fixture
-def start(make_ablation: Any, tmp_path: Path) -> Iterator[Callable[..., Ablation]]:
+def start(
+    make_ablation: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Ablation]]:
+    monkeypatch.syspath_prepend(str(TESTS / "evaluate"))  # where the source of what is measured lies
     made: list[Ablation] = []
 
     def make(*overrides: str, **keys: Any) -> Ablation:
