@@ -139,35 +139,34 @@ def starts(ablation: Ablation, unit: str, what: str) -> int:
 
 
 @pytest.mark.parametrize("kill", [kill_all, kill_launcher])
-@pytest.mark.parametrize("where", ["shared", "cell", "evaluation"])
-def test_killed_and_started_again_it_repeats_nothing(start: Any, where: str, kill: Any) -> None:
+def test_killed_and_started_again_it_repeats_nothing(start: Any, kill: Any) -> None:
+    """In a shared stage, in a cell, and between two splits of its evaluation."""
     ablation = start()
-    process = ablation.start()
-    unit = ablation.shared if where == "shared" else LOW
-    stage = "align" if where == "shared" else "instruct"
-    if where == "evaluation":
-        metrics = ablation.folder / LOW / "metrics.json"
-        wait_until(lambda: metrics.exists() and '"first"' in metrics.read_text(), process)
-    else:
-        wait_until(lambda: (stage, 8) in ablation.steps(unit), process)
-    measured = ablation.folder / LOW / "metrics.json"
-    before = json.loads(measured.read_text()) if where == "evaluation" else {}
-    kill(process)
+    metrics = ablation.folder / LOW / "metrics.json"
+    moments: list[Callable[[], bool]] = [
+        lambda: ("align", 8) in ablation.steps(ablation.shared),
+        lambda: ("instruct", 8) in ablation.steps(LOW),
+        lambda: metrics.exists() and '"first"' in metrics.read_text(),
+    ]
+    for moment in moments:
+        process = ablation.start()
+        wait_until(moment, process)
+        kill(process)
+    measured = json.loads(metrics.read_text())["first"]
     ablation.finish()
-    if where != "evaluation" and kill is kill_all:
-        # gone on after the step before the kill, or the one before that, whose checkpoint was half written
-        [resumed] = re.findall(rf"stage {stage}: goes on after step (\d+)", ablation.log(unit))
-        assert int(resumed) >= 7
-    expected = {name: 1 for name in ablation.plan.units}
-    if where != "evaluation" and kill is kill_all:
-        expected[unit] = 2
+    assert json.loads(metrics.read_text())["first"] == measured
+    assert set(json.loads(metrics.read_text())) == {"about", "first", "second"}
+    expected = {ablation.shared: 1, LOW: 1, HIGH: 1}
+    if kill is kill_all:
+        expected |= {ablation.shared: 2, LOW: 2}
+        for unit, stage in ((ablation.shared, "align"), (LOW, "instruct")):
+            # gone on after the last step, or the one before, where the checkpoint was half written
+            [resumed] = re.findall(rf"stage {stage}: goes on after step (\d+)", ablation.log(unit))
+            assert int(resumed) >= 7
     assert {name: starts(ablation, name, "train") for name in expected} == expected
     align, instruct = ([(name, step) for step in range(1, 31)] for name in ("align", "instruct"))
     assert ablation.steps(ablation.shared) == align
     assert ablation.steps(LOW) == ablation.steps(HIGH) == [*align, *instruct]
-    if where == "evaluation":
-        assert json.loads(measured.read_text())["first"] == before["first"]
-        assert set(json.loads(measured.read_text())) == {"about", "first", "second"}
     logs = {name: ablation.log(name) for name in expected}
     ablation.finish()
     assert {name: ablation.log(name) for name in expected} == logs, "done is done"
