@@ -1,23 +1,31 @@
-"""YAML in, one frozen RunConfig out: `base:` inheritance, `key.sub=value` overrides, clear errors."""
+"""YAML in, one frozen config out: `base:` inheritance, `key.sub=value` overrides, clear errors."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import ValidationError
 
 from prismcap.configs.errors import ConfigError, nearest
 from prismcap.configs.registry import component_options, describe
+from prismcap.configs.schema.ablation import AblationConfig
 from prismcap.configs.schema.base import Component
 from prismcap.configs.schema.prism import PrismConfig
 from prismcap.configs.schema.run import RunConfig
 
 PRESETS = Path(__file__).parent
 EVERY = "*"
+Kind = Literal["train", "prism", "ablation"]
+# by kind: what a file of it is, by which key that is seen, and what runs it
+_KINDS: dict[Kind, tuple[str, str]] = {
+    "train": ("a run of training (it has `stages`)", "prismcap train"),
+    "prism": ("a Prism run (it has `perceivers`)", "prismcap prism run"),
+    "ablation": ("an ablation (it has `axes`)", "prismcap ablate"),
+}
 
 
 def presets() -> list[str]:
@@ -163,27 +171,46 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises ConfigError naming the file, the key path, the value and the nearest valid name.
     """
-    return _checked_run(*_read(name, overrides))
+    return _checked_run(*read_config(name, overrides))
 
 
 def load_prism(name: str | Path, overrides: Sequence[str] = ()) -> PrismConfig:
     """The Prism run of a YAML file or preset; as load_config."""
-    return _checked_prism(*_read(name, overrides))
+    return _checked_prism(*read_config(name, overrides))
 
 
-def load_any(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig | PrismConfig:
-    """A config of either kind, told apart by is_prism; as load_config."""
-    path, values = _read(name, overrides)
-    return _checked_prism(path, values) if is_prism(values) else _checked_run(path, values)
+def load_ablation(name: str | Path, overrides: Sequence[str] = ()) -> AblationConfig:
+    """The ablation of a YAML file or preset; as load_config. `run` is then a preset's name or a full path.
+
+    The configs of its cells are not made here: train/ablate/expand.py.
+    """
+    return _checked_ablation(*read_config(name, overrides))
+
+
+def load_any(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig | PrismConfig | AblationConfig:
+    """A config of any kind, told apart by its keys; as load_config."""
+    path, values = read_config(name, overrides)
+    return _checked_ablation(path, values) if kind_of(values) == "ablation" else checked(path, values)
+
+
+def checked(where: str | Path, values: dict[str, Any]) -> RunConfig | PrismConfig:
+    """The run, of training or of Prism, that a file's keys say; as load_config. `where` starts errors."""
+    return _checked_prism(where, values) if is_prism(values) else _checked_run(where, values)
 
 
 def is_prism(values: Mapping[str, Any]) -> bool:
     """Whether a YAML file's keys are those of a Prism run, not of training."""
-    return "perceivers" in values and "stages" not in values
+    return kind_of(values) == "prism"
 
 
-def _read(name: str | Path, overrides: Sequence[str]) -> tuple[Path, dict[str, Any]]:
-    """The file of a config and its keys, bases and overrides included."""
+def kind_of(values: Mapping[str, Any]) -> Kind | None:
+    """What a YAML file's keys are those of; None where they do not tell."""
+    keys: dict[str, Kind] = {"axes": "ablation", "stages": "train", "perceivers": "prism"}
+    return next((kind for key, kind in keys.items() if key in values), None)
+
+
+def read_config(name: str | Path, overrides: Sequence[str] = ()) -> tuple[Path, dict[str, Any]]:
+    """The file of a config and its keys, bases and overrides included. Nothing is checked yet."""
     path = find_config(name)
     values = read_with_bases(path)
     for override in overrides:
@@ -191,29 +218,51 @@ def _read(name: str | Path, overrides: Sequence[str]) -> tuple[Path, dict[str, A
     return path, values
 
 
-def _checked_run(path: Path, values: dict[str, Any]) -> RunConfig:
-    if is_prism(values):
-        raise ConfigError(f"{path}: a Prism run (it has `perceivers`), not of training: prismcap prism run")
+def _refuse_others(where: str | Path, values: Mapping[str, Any], wanted: Kind, words: str) -> None:
+    kind = kind_of(values)
+    if kind not in (None, wanted):
+        what, command = _KINDS[kind]
+        raise ConfigError(f"{where}: {what}, not {words}: {command}")
+
+
+def _checked_run(where: str | Path, values: dict[str, Any]) -> RunConfig:
+    _refuse_others(where, values, "train", "of training")
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(describe(error, f"{path}: ", RunConfig)) from error
-    check_components(config, str(path))
+        raise ConfigError(describe(error, f"{where}: ", RunConfig)) from error
+    check_components(config, str(where))
     return config
 
 
-def _checked_prism(path: Path, values: dict[str, Any]) -> PrismConfig:
-    if "stages" in values:
-        raise ConfigError(f"{path}: a run of training (it has `stages`), not of Prism: prismcap train")
+def _checked_prism(where: str | Path, values: dict[str, Any]) -> PrismConfig:
+    _refuse_others(where, values, "prism", "of Prism")
     try:
         config = PrismConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(describe(error, f"{path}: ", PrismConfig)) from error
+        raise ConfigError(describe(error, f"{where}: ", PrismConfig)) from error
     kinds = {"benchmark": config.benchmarks, "perceiver": config.perceivers, "reasoner": config.reasoners}
     for kind, components in kinds.items():
         for key, component in components.items():
-            component_options(kind, component, f"{path}: {kind}s.{key}")
+            component_options(kind, component, f"{where}: {kind}s.{key}")
     return config
+
+
+def _checked_ablation(path: Path, values: dict[str, Any]) -> AblationConfig:
+    _refuse_others(path, values, "ablation", "an ablation")
+    try:
+        config = AblationConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(error, f"{path}: ", AblationConfig)) from error
+    try:
+        run = find_config(config.run, beside=path).resolve()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: run: {error}") from error
+    presets_folder = PRESETS.resolve()
+    own = not run.is_relative_to(presets_folder)
+    # the resolved config lies in another folder than the file that said `run`
+    place = run if own else run.relative_to(presets_folder).with_suffix("")
+    return config.model_copy(update={"run": str(place)})
 
 
 def check_components(config: RunConfig, where: str) -> None:
@@ -238,7 +287,7 @@ def check_components(config: RunConfig, where: str) -> None:
         component_options(kind, component, f"{where}: {at}")
 
 
-def to_yaml(config: RunConfig | PrismConfig) -> str:
+def to_yaml(config: RunConfig | PrismConfig | AblationConfig) -> str:
     """The resolved config as YAML that load_any reads back to an equal config."""
     # not mode="json": that would turn keys that are numbers into strings
     values = _unshared(config.model_dump(exclude_none=True))

@@ -38,6 +38,7 @@ from prismcap.model.precision import autocast
 from prismcap.model.weights import save_weights
 from prismcap.train.checkpoint import SaveError
 from prismcap.train.distributed import Ranks
+from prismcap.train.feature_lock import filling_alone
 from prismcap.train.files import is_full, megabytes
 
 log = logging.getLogger(__name__)
@@ -91,13 +92,38 @@ def fill(
 
     Encodes in the precision the stage trains in (bf16 by autocast), each rank its share. Pictures that
     cannot be read are left out: training rejects and counts them. Finished shards stay when it is
-    interrupted. Returns the number of pictures encoded on all ranks. Collective. Raises SaveError when
-    the disk cannot hold them.
+    interrupted. One run at a time fills a store: another waits, and encodes what is missing then. Returns the
+    number of pictures encoded on all ranks. Collective. Raises SaveError when the disk cannot hold them.
     """
     # one rank looks: another could see shards that a third has written meanwhile, and share out otherwise
     missing = ranks.on_first(lambda: missing_images(mix, num_positions, store, num_workers))
+    if missing:
+        with filling_alone(store.folder, ranks):
+            missing = ranks.on_first(lambda: _still_missing(missing, store))
+            done = _fill(captioner, missing, spec, store, ranks, precision, num_workers, batch_size, progress)
+    else:
+        done = 0
+    store.refresh()
+    return done
+
+
+def _still_missing(missing: Sequence[MissingImage], store: FeatureStore) -> list[MissingImage]:
+    store.refresh()
+    return [item for item in missing if item.fingerprint not in store]
+
+
+def _fill(
+    captioner: Captioner,
+    missing: Sequence[MissingImage],
+    spec: ImageSpec,
+    store: FeatureStore,
+    ranks: Ranks,
+    precision: Precision,
+    num_workers: int,
+    batch_size: int,
+    progress: Progress | None,
+) -> int:
     if not missing:
-        store.refresh()
         return 0
     encoder = captioner.vision_encoder
     fp8 = store.stored_as == "fp8"
@@ -119,9 +145,7 @@ def fill(
         if found is not None:
             what = "no space left" if is_full(found) else "cannot be written"
             raise SaveError(f"{store.folder}: the feature cache: {what} ({found}). What is done stays.")
-    done = int(ranks.sum([done])[0])
-    store.refresh()
-    return done
+    return int(ranks.sum([done])[0])
 
 
 def _num_tiles(images: Sequence[MissingImage], spec: ImageSpec) -> int:

@@ -70,10 +70,13 @@ def run_training(
     callbacks: Sequence[StepCallback] = (),
     ranks: Ranks | None = None,
     measure_of: MeasureOf | None = None,
+    last_stage: str | None = None,
 ) -> Path:
     """Train every stage that has not finished. Returns the run's folder. Collective.
 
     resume: `never`, `auto`, or a checkpoint folder; see runfolder.open_run.
+    last_stage: the later ones are left for another time. What is called before training is then told of
+    those before alone.
     before_training: called on rank 0 with the captioner before the first step that is made.
     before_stage: called on every rank before the first step of each stage, with the engine as it stands;
     they leave weights and optimiser as they were.
@@ -85,19 +88,21 @@ def run_training(
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     config = settle(config, ranks)
+    names = list(config.stages) if last_stage is None else stages_up_to(last_stage, config)
+    meant = config.model_copy(update={"stages": {name: config.stages[name] for name in names}})
     require_agreement("the config", lambda: config_hash(config), ranks)
     with open_run(config, resume, ranks) as run_dir:
         sinks = open_sinks(config, run_dir) if ranks.is_first else []
         try:
-            pending = [name for name in config.stages if not _has_final(run_dir / name, ranks)]
-            for name in config.stages:
+            pending = [name for name in names if not _has_final(run_dir / name, ranks)]
+            for name in names:
                 if name not in pending:
                     log.info("stage %s: finished before", name)
                     continue
                 captioner = _captioner_before(name, config, run_dir)
                 if name == pending[0]:
                     for hook in before_training:
-                        ranks.on_first(partial(hook, captioner, config))
+                        ranks.on_first(partial(hook, captioner, meant))
                 run = _StageRun(config, name, run_dir / name, ranks, stop, measure_of)
                 run.train(captioner, sinks, callbacks, before_stage)
                 del captioner

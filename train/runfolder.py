@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.files import replace_text
@@ -30,6 +28,7 @@ from prismcap.train.checkpoint import (
     verify,
 )
 from prismcap.train.distributed import Ranks
+from prismcap.train.locks import TakenError, locked
 from prismcap.train.sinks.jsonl import EVALUATIONS
 from prismcap.train.sinks.jsonl import NAME as LOG_NAME
 
@@ -83,27 +82,17 @@ def _open(config: RunConfig, resume: str, stack: ExitStack) -> Path:
 
 @contextmanager
 def _locked(run_dir: Path) -> Iterator[None]:
-    """A lock that the system lets go of however the process ends.
-
-    lockf and not flock: the latter would live on in a loader worker that outlives a killed run.
-    """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        file: IO[str] = (run_dir / LOCK).open("a+", encoding="utf-8")
-    except OSError as error:
-        raise _unwritable(run_dir, error) from error
-    with file:
+    with ExitStack() as held:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            file.seek(0)
+            run_dir.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(run_dir / LOCK))
+        except TakenError as error:
             raise ConfigError(
-                f"{run_dir}: another process trains into this folder ({file.read().strip() or 'unknown'}). "
+                f"{run_dir}: another process trains into this folder ({error}). "
                 "Wait for it, or give this run another name (name=…)."
             ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        except OSError as error:
+            raise _unwritable(run_dir, error) from error
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from prismcap.configs.load import load_config
@@ -40,7 +41,7 @@ def settle(config: RunConfig, ranks: Ranks) -> RunConfig:
 def _settled(config: RunConfig, ranks: Ranks) -> RunConfig:
     before = run_folder(config) / CONFIG
     if before.is_file():
-        config = _as_before(config, before)
+        config = as_before(config, before)
     config = with_row_tokens(config, ranks.device.type)
     open_stages = [name for name, stage in config.stages.items() if stage.precision == "auto"]
     if not open_stages:
@@ -50,11 +51,11 @@ def _settled(config: RunConfig, ranks: Ranks) -> RunConfig:
     return with_precision(config, precision)
 
 
-def _as_before(config: RunConfig, before: Path) -> RunConfig:
-    """What is open now is taken from the config that the run wrote."""
+def as_before(config: RunConfig, before: Path, only: Collection[str] | None = None) -> RunConfig:
+    """What is open now is taken from the config that a run wrote to `before`; only: in these stages alone."""
     stages = dict(config.stages)
     for name, then in load_config(before).stages.items():
-        if name not in stages:
+        if name not in stages or (only is not None and name not in only):
             continue
         if stages[name].precision == "auto":
             stages[name] = stages[name].model_copy(update={"precision": then.precision})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +11,7 @@ from prismcap.configs.schema.base import Component, Section
 from prismcap.configs.schema.stage import StageConfig
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+MAX_TAG = 64  # characters that wandb takes
 
 
 class ModelConfig(Section):
@@ -29,6 +30,8 @@ class LoggingConfig(Section):
 
     sinks: tuple[Literal["wandb", "tensorboard"], ...] = ()
     project: str = "prismcap"
+    group: str | None = Field(default=None, min_length=1, description="wandb: runs that belong together")
+    tags: tuple[Annotated[str, Field(min_length=1, max_length=MAX_TAG)], ...] = ()
     every_steps: int = Field(default=1, ge=1)
 
 

@@ -26,14 +26,14 @@ def config() -> None:
 def show(config: str, overrides: tuple[str, ...], deepspeed: bool) -> None:
     """Print CONFIG (a YAML file or a preset) as it is after base: and OVERRIDES (key.sub=value)."""
     from prismcap.configs.load import load_any, to_yaml
-    from prismcap.configs.schema.prism import PrismConfig
+    from prismcap.configs.schema.run import RunConfig
 
     loaded = load_any(config, overrides)
     if not deepspeed:
         click.echo(to_yaml(loaded), nl=False)
         return
-    if isinstance(loaded, PrismConfig):
-        raise ConfigError(f"{config}: a Prism run trains nothing, so there is no JSON for DeepSpeed")
+    if not isinstance(loaded, RunConfig):
+        raise ConfigError(f"{config}: it trains nothing by itself, so there is no JSON for DeepSpeed")
     generated, others = deepspeed_json(loaded)
     if not generated:
         raise ConfigError(
@@ -66,13 +66,21 @@ def deepspeed_json(config: RunConfig) -> tuple[dict[str, dict[str, Any]], list[s
 @config.command()
 @click.argument("configs", nargs=-1, metavar="[CONFIG]...")
 def validate(configs: tuple[str, ...]) -> None:
-    """Check every CONFIG, the options of its components included; without one, all shipped presets."""
+    """Check every CONFIG, the options of its components included; without one, all shipped presets.
+
+    Of an ablation every cell is checked.
+    """
     from prismcap.configs.load import load_any, presets
+    from prismcap.configs.schema.ablation import AblationConfig
 
     failed = 0
     for name in configs or presets():
         try:
-            load_any(name)
+            loaded = load_any(name)
+            if isinstance(loaded, AblationConfig):
+                from prismcap.train.ablate.expand import expand
+
+                expand(loaded, name)
         except ConfigError as error:
             failed += 1
             click.echo(f"{name}: INVALID\n{error}", err=True)

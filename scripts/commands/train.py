@@ -15,6 +15,7 @@ import click
     metavar="auto|never|PATH",
     help="auto: go on with what the run's folder holds. never: it must hold no run. PATH: a step-… folder.",
 )
+@click.option("--until", metavar="STAGE", help="The last stage to train; the others are left for later.")
 @click.option(
     "--dry-export/--no-dry-export",
     default=True,
@@ -25,7 +26,14 @@ import click
     default=True,
     help="Check data, masks, memory and disk before the first step.  [default: on]",
 )
-def train(config: str, overrides: tuple[str, ...], resume: str, dry_export: bool, doctor: bool) -> None:
+def train(
+    config: str,
+    overrides: tuple[str, ...],
+    resume: str,
+    until: str | None,
+    dry_export: bool,
+    doctor: bool,
+) -> None:
     """Train every stage of CONFIG (a YAML file or a preset) with OVERRIDES (key.sub=value).
 
     Ctrl-C, SIGTERM and SIGUSR1 end the run after the step it is in, with a checkpoint; any end is safe: go
@@ -39,6 +47,7 @@ def train(config: str, overrides: tuple[str, ...], resume: str, dry_export: bool
 
     # loader workers are forked after the tokenizer was used; its own threads would not survive that
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from prismcap.configs.errors import ConfigError, nearest
     from prismcap.configs.load import load_config
     from prismcap.data.schema import DataError
     from prismcap.scripts.evaluating import check_evaluations, measure_of
@@ -52,6 +61,8 @@ def train(config: str, overrides: tuple[str, ...], resume: str, dry_export: bool
     from prismcap.train.signals import StoppedError
 
     loaded = load_config(config, overrides)
+    if until is not None and until not in loaded.stages:
+        raise ConfigError(f"--until {until}: {config} has no such stage.{nearest(until, loaded.stages)}")
     keep_freed_memory()
     with process_group() as ranks:
         level = logging.INFO if ranks.is_first else logging.ERROR
@@ -67,7 +78,13 @@ def train(config: str, overrides: tuple[str, ...], resume: str, dry_export: bool
             stage_hooks = [partial(check_before_stage, ranks=ranks, say=say)]
         try:
             run_dir = run_training(
-                loaded, resume, hooks, before_stage=stage_hooks, ranks=ranks, measure_of=measure_of
+                loaded,
+                resume,
+                before_training=hooks,
+                before_stage=stage_hooks,
+                ranks=ranks,
+                measure_of=measure_of,
+                last_stage=until,
             )
         except (DataError, BadStepError, SaveError) as error:
             raise click.ClickException(str(error)) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,21 @@ def test_on_a_terminal_the_progress_is_a_bar() -> None:
     sink.write(record("align", 2, **SKIPPED))
     sink.close()
     assert "2/2" in stream.getvalue()
+
+
+def test_wandb_is_told_of_group_and_tags(
+    tmp_path: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Any] = {}
+
+    class Wandb:
+        @staticmethod
+        def init(**values: Any) -> Any:
+            told.update(values)
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb)
+    build = component_module("sink", "wandb").build
+    build(make_config("logging.group=abl", "logging.tags=[connector.mlp]"), tmp_path)
+    assert (told["group"], told["tags"], told["name"]) == ("abl", ["connector.mlp"], "tiny")
+    build(make_config(), tmp_path)
+    assert (told["group"], told["tags"]) == (None, None)

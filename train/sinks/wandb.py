@@ -22,6 +22,8 @@ def build(config: RunConfig, run_dir: Path) -> WandbSink:
     run = wandb.init(
         project=config.logging.project,
         name=config.name,
+        group=config.logging.group,
+        tags=list(config.logging.tags) or None,
         id=run_id,
         resume="allow",
         dir=str(run_dir),
