@@ -10,7 +10,7 @@ from typing import Any
 from prismcap.configs.errors import DataError
 from prismcap.evaluate.prism.cells import cluster_of
 from prismcap.evaluate.prism.finished import read_finished
-from prismcap.evaluate.report.read import Record, read_lines, read_object, require_keys
+from prismcap.evaluate.report.read import Record, is_number, read_lines, read_object, require_keys
 from prismcap.evaluate.results import ABOUT, METRICS
 from prismcap.evaluate.statistics.clustered import clustered_mean, clustered_rate
 
@@ -22,7 +22,7 @@ Outcomes = dict[str, tuple[float, str]]
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of one cell with its 95% interval over items; low, high and n are None where nobody wrote them.
+    """A figure of one cell with its 95% interval over items; low, high, n are None where nobody wrote them.
 
     share: in 0..1, shown in points; else in its own unit.
     """
@@ -84,8 +84,8 @@ def _outcomes(path: Path) -> dict[str, Outcomes]:
     for number, record in enumerate(records, start=1):
         items = found.setdefault(str(record["figure"]), {})
         id, value = str(record["id"]), record["value"]
-        if not isinstance(value, int | float):
-            raise DataError(f"{path}, row {number}: value {value!r} is no number. {EVALUATE_AGAIN}")
+        if not is_number(value):
+            raise DataError(f"{path}, row {number}: value {value!r} is no finite number. {EVALUATE_AGAIN}")
         if id in items:
             raise DataError(
                 f"{path}, row {number}: item {id!r} of {record['figure']} occurs twice. {EVALUATE_AGAIN}"
@@ -98,7 +98,7 @@ def _outcomes(path: Path) -> dict[str, Outcomes]:
 def _figures(name: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
     """Every mapping with a rate, mean or value, under its dotted name; a metric's figures lie one deeper."""
     for key in ("rate", "mean", "value"):
-        if isinstance(values.get(key), int | float):
+        if is_number(values.get(key)):
             yield name, _figure(values, key)
             return
     for key, inner in values.items():

@@ -79,9 +79,10 @@ def amount(value: float, share: bool) -> str:
 
 def between(effect: Mapping[str, Any]) -> str:
     """'1.0 .. 7.4', in the unit of the difference."""
+    low, high = effect["low"], effect["high"]
     if effect["share"]:
-        return f"{_zero(f'{100 * effect['low']:.1f}')} .. {_zero(f'{100 * effect['high']:.1f}')}"
-    return f"{effect['low']:.3g} .. {effect['high']:.3g}"
+        return f"{_zero(f'{100 * low:.1f}')} .. {_zero(f'{100 * high:.1f}')}"
+    return f"{low:.3g} .. {high:.3g}"
 
 
 def p_text(p: float) -> str:

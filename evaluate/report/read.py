@@ -1,4 +1,5 @@
-"""A run folder as the report sees it: config.yaml, log.jsonl, and metrics.json and captions.jsonl if there.
+"""A run folder as the report sees it: config.yaml, log.jsonl, and, where they are there, metrics.json,
+captions.jsonl and evaluations.jsonl.
 
 Only files are read: a report can be drawn on a machine that has the folder and nothing else of the run.
 """
@@ -25,7 +26,7 @@ class ReportError(DataError):
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run folder holds. `log` is in order, one record per (stage, step)."""
+    """What a run folder holds. `log` and `evaluations` are in order, one record per (stage, step)."""
 
     folder: Path
     config_text: str
@@ -33,6 +34,7 @@ class RunFiles:
     log: tuple[Record, ...]
     metrics: dict[str, Any] | None
     captions: tuple[Record, ...] | None
+    evaluations: tuple[Record, ...] = ()
 
     @property
     def stages(self) -> list[str]:
@@ -63,6 +65,7 @@ def read_run(folder: Path) -> RunFiles:
         log=_read_log(folder / "log.jsonl"),
         metrics=_read_metrics(folder / "metrics.json"),
         captions=_read_captions(folder / "captions.jsonl"),
+        evaluations=_read_evaluations(folder / "evaluations.jsonl"),
     )
 
 
@@ -145,11 +148,24 @@ def _read_captions(path: Path) -> tuple[Record, ...] | None:
     return tuple(records)
 
 
+def _read_evaluations(path: Path) -> tuple[Record, ...]:
+    """What was measured while training; where a resumed run measured a step again, the later stands."""
+    if not path.exists():
+        return ()
+    records = read_lines(path, "written while training, where a stage has `evaluate:`")
+    require_keys(records, ("stage", "step", "figures"), f"{path}, line")
+    by_step: dict[tuple[str, int], Record] = {}
+    for record in records:
+        by_step.pop((record["stage"], record["step"]), None)
+        by_step[record["stage"], record["step"]] = record
+    return tuple(by_step.values())
+
+
 def series(records: list[Record], key: str) -> tuple[list[int], list[float]]:
     """Steps and finite values of one key; records without it are left out."""
-    points = [(record["step"], record[key]) for record in records if _is_number(record.get(key))]
+    points = [(record["step"], record[key]) for record in records if is_number(record.get(key))]
     return [step for step, _ in points], [float(value) for _, value in points]
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
