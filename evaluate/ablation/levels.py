@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prismcap.evaluate.ablation.factors import Factor, cells_of, factors
 from prismcap.evaluate.ablation.matching import averaged, estimate_of, has_items, is_share, mean_of
 from prismcap.evaluate.ablation.outcomes import Outcomes
-from prismcap.evaluate.ablation.read import Ablation
+from prismcap.evaluate.ablation.read import Ablation, Cell
 from prismcap.evaluate.ablation.sentences import axis_sentence
 from prismcap.evaluate.report.read import Record
 
@@ -53,10 +53,11 @@ def _level(ablation: Ablation, factor: Factor, level: str, figure: str) -> Recor
 
 
 def axes_of(ablation: Ablation, effects: Sequence[Record]) -> list[Record]:
-    """A record per axis: its question, levels with the keys that each sets, and one sentence on the figure
-    that decides."""
+    """A record per axis: its question, one sentence on the figure that decides, and per level the keys that
+    it sets and the cells in which nothing else is changed."""
     records = []
     for factor in factors(ablation):
+        plain = {level: _plain_cells(ablation, factor, level) for level in factor.levels}
         own = [
             effect
             for effect in effects
@@ -68,17 +69,17 @@ def axes_of(ablation: Ablation, effects: Sequence[Record]) -> list[Record]:
                 "question": factor.question,
                 "levels": list(factor.levels),
                 "cumulative": factor.cumulative,
-                "settings": {level: _settings(ablation, factor, level) for level in factor.levels},
+                "settings": {level: cells[0].diff if cells else {} for level, cells in plain.items()},
+                "cells": {level: [cell.id for cell in cells] for level, cells in plain.items()},
                 "sentence": axis_sentence(factor.name, own),
             }
         )
     return records
 
 
-def _settings(ablation: Ablation, factor: Factor, level: str) -> Record:
-    """What the level changes of the first cell's config: of its cell that has the first cell's context."""
+def _plain_cells(ablation: Ablation, factor: Factor, level: str) -> list[Cell]:
+    """The level's cells, a seed each, in which the other axes are as in the first cell."""
     first = factor.context_of(ablation.cells[0]) if ablation.cells else ()
-    for cell in ablation.cells:
-        if factor.level_of(cell) == level and factor.context_of(cell) == first:
-            return cell.diff
-    return {}
+    return [
+        cell for cell in ablation.cells if factor.level_of(cell) == level and factor.context_of(cell) == first
+    ]

@@ -17,7 +17,7 @@ def effect_sentence(effect: Mapping[str, Any]) -> str:
     """'mlp against linear: +4.2 points (1.0 .. 7.4), p = 0.012 after Holm', or that none could be shown."""
     share = effect["share"]
     sides = f"{effect['level']} against {effect['against']}"
-    numbers = f"{_signed(effect, 'difference')} ({between(effect)}), {p_text(effect['p_holm'])} after Holm"
+    numbers = f"{_signed(effect)} ({between(effect)}), {p_text(effect['p_holm'])} after Holm"
     caveats = "".join(f"; {caveat}" for caveat in caveats_of(effect))
     if shown(effect):
         return f"{sides}: {numbers}{caveats}"
@@ -56,7 +56,7 @@ def axis_sentence(axis: str, effects: Sequence[Mapping[str, Any]]) -> str:
     for effect in tested:
         if shown(effect):
             sides = f"{effect['level']} against {effect['against']}"
-            parts.append(f"{sides} {_signed(effect, 'difference')} ({between(effect)})")
+            parts.append(f"{sides} {_signed(effect)} ({between(effect)})")
     others = [effect for effect in tested if not shown(effect)]
     if others:
         names = _listed([f"{effect['level']} against {effect['against']}" for effect in others])
@@ -92,12 +92,14 @@ def p_text(p: float) -> str:
     return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def _signed(effect: Mapping[str, Any], key: str) -> str:
-    value = effect[key]
-    if not effect["share"]:
-        return f"{value:+.3g}"
-    text = f"{100 * value:+.1f}"
-    return f"{'0.0' if text in ('+0.0', '-0.0') else text} points"
+def signed(value: float, share: bool) -> str:
+    """'+4.2' points of a share, else '+0.042'."""
+    text = f"{100 * value:+.1f}" if share else f"{value:+.3g}"
+    return text[1:] if text in ("+0.0", "-0.0", "+0", "-0") else text
+
+
+def _signed(effect: Mapping[str, Any]) -> str:
+    return signed(effect["difference"], effect["share"]) + " points" * bool(effect["share"])
 
 
 def _zero(text: str) -> str:
