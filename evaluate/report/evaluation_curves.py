@@ -12,7 +12,8 @@ from prismcap.evaluate.report.read import RunFiles, is_number
 
 
 class Point(NamedTuple):
-    """One measurement. low and high are the value itself where nobody wrote an interval."""
+    """One measurement. low and high are the value itself where nobody wrote an interval. best: it was the
+    best of its run so far."""
 
     step: int
     value: float
@@ -23,7 +24,7 @@ class Point(NamedTuple):
 
 
 def points_of(run: RunFiles, stage: str, figure: str) -> list[Point]:
-    """The measurements of a figure in a stage, in order; best: of that figure's stage, chosen as such."""
+    """The measurements of a figure in a stage, by step."""
     points = []
     for record in run.evaluations:
         values = record["figures"].get(figure)
@@ -34,7 +35,7 @@ def points_of(run: RunFiles, stage: str, figure: str) -> list[Point]:
             value = float(values[key])
             low, high = (float(values.get(bound, value)) for bound in ("low", "high"))
             points.append(Point(record["step"], value, low, high, key == "rate", bool(record.get("best"))))
-    return points
+    return sorted(points)
 
 
 def evaluation_plot(
