@@ -14,8 +14,11 @@ from prismcap.evaluate.statistics.multiple import holm_by_family
 
 
 def effects_of(ablation: Ablation) -> list[Record]:
-    """A record per axis, level (but the first) and figure, as results.json keeps them. The family of Holm's
-    correction is all of one figure: differences are then None where no seed has both sides."""
+    """A record per axis, level (but the first) and figure, as results.json keeps them.
+
+    The family of Holm's correction is all effects of one figure. Numbers are None where no seed has both
+    sides; `why_not` then says why. df is None where the error is that of the normal distribution.
+    """
     records = [
         _effect(ablation, factor, level, figure)
         for figure in ablation.figures
@@ -41,7 +44,6 @@ def _effect(ablation: Ablation, factor: Factor, level: str, figure: str) -> Reco
     share = is_share(ablation.cells, figure)
     estimate = estimate_of(list(by_seed.values()), (-1.0, 1.0) if share else None) if by_seed else None
     seeds = list(dict.fromkeys(pair.seed for pair in planned))
-    unused = [pair for pair in planned if pair not in usable]
     return {
         "axis": factor.name,
         "level": level,
@@ -54,7 +56,7 @@ def _effect(ablation: Ablation, factor: Factor, level: str, figure: str) -> Reco
         "seeds_without": [seed for seed in seeds if seed not in by_seed],
         "by_seed": {str(seed): round(mean_of(items), 6) for seed, items in by_seed.items()},
         "pairs": len(usable),
-        "pairs_without": len(unused),
+        "pairs_without": len(planned) - len(usable),
         "mean_of_items": _is_mean_of_items(usable, figure),
         "higher_is_better": _higher_is_better(ablation.cells, figure),
         "why_not": None if estimate is not None else _why_not(ablation, planned, usable, figure),

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from prismcap.configs.files import replace_file, replace_text
 from prismcap.evaluate.ablation.read import Ablation, Cell
@@ -77,7 +78,7 @@ def _write_arrow(path: Path, rows: Sequence[Record]) -> bool:
     schema = pa.schema([(name, getattr(pa, _KINDS.get(name, "string"))()) for name in columns])
     table = pa.Table.from_pylist(list(rows), schema=schema)
 
-    def write(file: io.BufferedIOBase) -> None:
+    def write(file: BinaryIO) -> None:
         with pa.ipc.new_file(file, schema) as writer:
             writer.write_table(table)
 

@@ -86,7 +86,7 @@ def test_answers_that_prism_cells_share_count_once(tmp_path: Path) -> None:
     ]
     write_json(tmp_path / "results.json", {"cells": cells})
     assert Costs().prism(tmp_path) == Cost(None, 160, None)
-    cells[0]["cost"]["reason"]["tokens_out"] = None  # type: ignore[index]
+    cells[0]["cost"]["reason"]["tokens_out"] = None
     write_json(tmp_path / "results.json", {"cells": cells})
     assert Costs().prism(tmp_path).tokens is None, "a partial sum would pass for the whole"
     assert Costs().prism(tmp_path / "absent") == Cost(None, None, None)
