@@ -24,14 +24,13 @@ def forest_plot(effects: Sequence[Record], name: str) -> str | None:
     if not effects:
         return None
     scale = 100.0 if effects[0]["share"] else 1.0
-    rows: list[tuple[str, Record | None]] = []
-    for axis_name in unique(effect["axis"] for effect in effects):
-        own = [effect for effect in effects if effect["axis"] == axis_name]
-        rows.append((axis_name, None))
-        rows += [(f"{effect['level']} against {effect['against']}", effect) for effect in own]
+    rows = [
+        row for name in unique(effect["axis"] for effect in effects) for row in _forest_rows(effects, name)
+    ]
     figure, (axis,) = plots.panels(1, WIDE_IN, 0.75 + ROW_IN * len(rows))
     unit = "points" if effects[0]["share"] else "the figure's unit"
-    plots.dress(axis, "", xlabel=f"difference in {unit}, with its 95% interval over seeds and items")
+    over = "items alone" if all(effect["n_seeds"] == 1 for effect in effects) else "seeds and items"
+    plots.dress(axis, "", xlabel=f"difference in {unit}, with its 95% interval over {over}")
     axis.grid(axis="y", visible=False)
     axis.axvline(0, color=plots.INK, linewidth=1)
     for y, (_, effect) in enumerate(rows):
@@ -45,6 +44,19 @@ def forest_plot(effects: Sequence[Record], name: str) -> str | None:
     axis.set_ylim(len(rows) - 0.4, -0.6)
     alt = "Effects: " + "; ".join(str(effect["sentence"]) for effect in effects)
     return plots.svg(figure, name, alt)
+
+
+def _forest_rows(effects: Sequence[Record], axis_name: str) -> list[tuple[str, Record | None]]:
+    """The axis's name with what its levels are held against, then a row per level; of a ladder, where each is
+    held against another, the rows say it."""
+    own = [effect for effect in effects if effect["axis"] == axis_name]
+    against = unique(effect["against"] for effect in own)
+    if len(against) == 1:
+        return [(f"{axis_name}, against {against[0]}", None), *((effect["level"], effect) for effect in own)]
+    return [
+        (axis_name, None),
+        *((f"{effect['level']} against {effect['against']}", effect) for effect in own),
+    ]
 
 
 def _effect(axis: Any, y: int, effect: Record, scale: float) -> None:

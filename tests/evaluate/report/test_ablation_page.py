@@ -178,12 +178,14 @@ def test_forest_rows_are_the_effects_under_their_axes(drawn: Path) -> None:
     assert svg is not None
     texts = re.findall(r"<text [^>]*>([^<]*)</text>", svg)
     for effect in effects:
-        assert f"{effect['level']} against {effect['against']}" in texts
+        assert effect["level"] in texts
         shown = (
             f"{100 * effect['difference']:+.1f}  ({100 * effect['low']:.1f} .. {100 * effect['high']:.1f})"
         )
         assert shown.replace("-0.0", "0.0") in [text.replace("-0.0", "0.0") for text in texts]
-    assert {"connector", "data"} <= set(texts)
+    assert {"connector, against linear", "data, against captions"} <= set(texts)
+    ladder = forest_plot([{**effects[0], "against": "a"}, {**effects[1], "against": "b"}], "ladder")
+    assert ladder is not None and "mlp against a" in ladder and "qformer against b" in ladder
     assert forest_plot([{**effects[0], "difference": None}], "none") is None
 
 
