@@ -16,7 +16,6 @@ from markupsafe import Markup
 from prismcap.configs.files import replace_text
 from prismcap.evaluate.intervals import MIN_ITEMS
 from prismcap.evaluate.report import plots
-from prismcap.evaluate.report.evaluation_curves import evaluation_plot, largest_share
 from prismcap.evaluate.report.gallery import gallery
 from prismcap.evaluate.report.read import ReportError, RunFiles, read_run, series
 from prismcap.evaluate.results import ABOUT
@@ -71,8 +70,6 @@ def render(run: RunFiles, seed: int = 0) -> str:
         accuracy_svg=markup(plots.accuracy_plot(run)),
         rate_svg=markup(plots.learning_rate_plot(run)),
         throughput_svg=markup(plots.throughput_plot(run)),
-        evaluations_svg=markup(evaluation_plot([run], [run.folder.name], "evaluations")),
-        evaluations_share=largest_share([run]),
         gallery=groups,
         controls=controls,
         config_text=run.config_text,

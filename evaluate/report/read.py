@@ -1,5 +1,4 @@
-"""A run folder as the report sees it: config.yaml, log.jsonl, and, where they are there, metrics.json,
-captions.jsonl and evaluations.jsonl.
+"""A run folder as the report sees it: config.yaml, log.jsonl, and metrics.json and captions.jsonl if there.
 
 Only files are read: a report can be drawn on a machine that has the folder and nothing else of the run.
 """
@@ -26,7 +25,7 @@ class ReportError(DataError):
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run folder holds. `log` and `evaluations` are in order, one record per (stage, step)."""
+    """What a run folder holds. `log` is in order, one record per (stage, step)."""
 
     folder: Path
     config_text: str
@@ -34,7 +33,6 @@ class RunFiles:
     log: tuple[Record, ...]
     metrics: dict[str, Any] | None
     captions: tuple[Record, ...] | None
-    evaluations: tuple[Record, ...] = ()
 
     @property
     def stages(self) -> list[str]:
@@ -65,7 +63,6 @@ def read_run(folder: Path) -> RunFiles:
         log=_read_log(folder / "log.jsonl"),
         metrics=_read_metrics(folder / "metrics.json"),
         captions=_read_captions(folder / "captions.jsonl"),
-        evaluations=_read_evaluations(folder / "evaluations.jsonl"),
     )
 
 
@@ -146,19 +143,6 @@ def _read_captions(path: Path) -> tuple[Record, ...] | None:
     records = read_lines(path, "written by prismcap evaluate")
     require_keys(records, CAPTION_KEYS, f"{path}, line")
     return tuple(records)
-
-
-def _read_evaluations(path: Path) -> tuple[Record, ...]:
-    """What was measured while training; where a resumed run measured a step again, the later stands."""
-    if not path.exists():
-        return ()
-    records = read_lines(path, "written while training, where a stage has `evaluate:`")
-    require_keys(records, ("stage", "step", "figures"), f"{path}, line")
-    by_step: dict[tuple[str, int], Record] = {}
-    for record in records:
-        by_step.pop((record["stage"], record["step"]), None)
-        by_step[record["stage"], record["step"]] = record
-    return tuple(by_step.values())
 
 
 def series(records: list[Record], key: str) -> tuple[list[int], list[float]]:
