@@ -68,6 +68,7 @@ def render(run: RunFiles, seed: int = 0) -> str:
         differences=difference_rows(metrics),
         loss_svg=markup(plots.loss_plot(run)),
         accuracy_svg=markup(plots.accuracy_plot(run)),
+        evaluations_svg=markup(plots.evaluations_plot(run)),
         rate_svg=markup(plots.learning_rate_plot(run)),
         throughput_svg=markup(plots.throughput_plot(run)),
         gallery=groups,

@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 from prismcap.configs.errors import MissingExtraError
-from prismcap.evaluate.report.read import RunFiles, series
+from prismcap.evaluate.report.read import Record, RunFiles, series
 
 # Okabe and Ito's palette: told apart with any common colour blindness
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#8F4E7D", "#B27300"
@@ -55,6 +55,43 @@ def accuracy_plot(run: RunFiles) -> str | None:
         _curves(axis, run, stage, [ACCURACY])
         axis.set_ylim(0, 1)
     return svg(figure, "accuracy")
+
+
+def evaluations_plot(run: RunFiles) -> str | None:
+    """What was measured on held-out items while training, with 95% intervals: a panel per stage and split.
+
+    A line marks the step whose weights were kept as the best. None when nothing was measured.
+    """
+    curves: dict[tuple[str, str], dict[str, list[tuple[int, Record]]]] = {}
+    for record in run.evaluations:
+        for name, value in record["figures"].items():
+            split, _, figure_name = name.partition(".")
+            points = curves.setdefault((record["stage"], split), {}).setdefault(figure_name, [])
+            points.append((record["step"], value))
+    if not curves:
+        return None
+    figure, axes = panels(len(curves))
+    for axis, ((stage, split), by_name) in zip(axes, curves.items(), strict=True):
+        dress(axis, f"{stage}: {split}, while training")
+        for number, (name, points) in enumerate(by_name.items()):
+            _with_intervals(axis, points, name, number)
+        best = [record["step"] for record in run.evaluations if record["stage"] == stage and record["best"]]
+        if best:
+            axis.axvline(best[-1], color=GREY, linewidth=1, linestyle=":", label="the best weights")
+        axis.legend(frameon=False, fontsize=8, ncols=2)
+    return svg(figure, "evaluations")
+
+
+def _with_intervals(axis: Any, points: Sequence[tuple[int, Record]], name: str, number: int) -> None:
+    """One figure over the steps, its interval as a band."""
+    steps = [step for step, _ in points]
+    values = [value.get("rate", value.get("mean", value.get("value"))) for _, value in points]
+    colour = COLOURS[number % len(COLOURS)]
+    style = {"color": colour, "linestyle": LINES[number // len(COLOURS) % len(LINES)]}
+    axis.plot(steps, values, linewidth=1.5, marker="o", markersize=3, label=name, **style)
+    if all("low" in value and "high" in value for _, value in points):
+        low, high = ([value[key] for _, value in points] for key in ("low", "high"))
+        axis.fill_between(steps, low, high, color=colour, alpha=0.08, linewidth=0)
 
 
 def learning_rate_plot(run: RunFiles) -> str:

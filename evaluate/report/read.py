@@ -1,4 +1,4 @@
-"""A run folder as the report sees it: config.yaml, log.jsonl, and metrics.json and captions.jsonl if there.
+"""A run folder as the report sees it: config.yaml, log.jsonl, and what there is of measures.
 
 Only files are read: a report can be drawn on a machine that has the folder and nothing else of the run.
 """
@@ -25,7 +25,8 @@ class ReportError(DataError):
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run folder holds. `log` is in order, one record per (stage, step)."""
+    """What a run folder holds. `log` is in order, one record per (stage, step); so is `evaluations`, which
+    holds what was measured while training."""
 
     folder: Path
     config_text: str
@@ -33,6 +34,7 @@ class RunFiles:
     log: tuple[Record, ...]
     metrics: dict[str, Any] | None
     captions: tuple[Record, ...] | None
+    evaluations: tuple[Record, ...] = ()
 
     @property
     def stages(self) -> list[str]:
@@ -63,6 +65,7 @@ def read_run(folder: Path) -> RunFiles:
         log=_read_log(folder / "log.jsonl"),
         metrics=_read_metrics(folder / "metrics.json"),
         captions=_read_captions(folder / "captions.jsonl"),
+        evaluations=_read_evaluations(folder / "evaluations.jsonl"),
     )
 
 
@@ -115,6 +118,15 @@ def _read_log(path: Path) -> tuple[Record, ...]:
     if not by_step:
         raise ReportError(f"{path}: no step was logged yet. Train first, then draw the report.")
     return tuple(by_step.values())
+
+
+def _read_evaluations(path: Path) -> tuple[Record, ...]:
+    """Records of evaluations while training; none where no stage has `evaluate`."""
+    if not path.exists():
+        return ()
+    records = read_lines(path, "written by prismcap train")
+    require_keys(records, ("stage", "step", "figures", "best"), f"{path}, line")
+    return tuple(records)
 
 
 def _read_metrics(path: Path) -> dict[str, Any] | None:
