@@ -40,7 +40,7 @@ def _effect(ablation: Ablation, factor: Factor, level: str, figure: str) -> Reco
     planned = list(pairs_of(ablation.cells, factor, level))
     usable = [pair for pair in planned if has_items(pair.cell, figure) and has_items(pair.against, figure)]
     by_seed = {seed: difference(pairs, figure) for seed, pairs in _by_seed(usable).items()}
-    by_seed = {seed: items for seed, items in by_seed.items() if items.values}
+    by_seed = {seed: items for seed, items in by_seed.items() if items}
     share = is_share(ablation.cells, figure)
     estimate = estimate_of(list(by_seed.values()), (-1.0, 1.0) if share else None) if by_seed else None
     seeds = list(dict.fromkeys(pair.seed for pair in planned))
@@ -80,8 +80,8 @@ def _is_mean_of_items(pairs: Sequence[Pair], figure: str) -> bool:
     of the items' own values."""
     for cell in {id(cell): cell for pair in pairs for cell in (pair.cell, pair.against)}.values():
         value = cell.measured.figures.get(figure)
-        items = cell.measured.outcomes[figure].values()
-        if value is not None and abs(value.value - sum(item for item, _ in items) / len(items)) > 1e-4:
+        items = cell.measured.outcomes[figure]
+        if value is not None and abs(value.value - mean_of(items)) > 1e-4:
             return False
     return True
 

@@ -31,7 +31,7 @@ def _level(ablation: Ablation, factor: Factor, level: str, figure: str) -> Recor
     for cell in measured:
         groups.setdefault(cell.seed, []).append(cell.measured.outcomes[figure])
     by_seed = {seed: averaged(outcomes) for seed, outcomes in groups.items()}
-    by_seed = {seed: items for seed, items in by_seed.items() if items.values}
+    by_seed = {seed: items for seed, items in by_seed.items() if items}
     estimate = estimate_of(list(by_seed.values()), (0.0, 1.0) if share else None) if by_seed else None
     hours = [cell.cost.device_hours for cell in cells if cell.cost.device_hours is not None]
     tokens = [cell.cost.tokens for cell in cells if cell.cost.tokens is not None]

@@ -16,8 +16,9 @@ from prismcap.evaluate.statistics.clustered import clustered_mean, clustered_rat
 
 OUTCOMES = "outcomes.jsonl"
 EVALUATE_AGAIN = "Run `prismcap evaluate` on this folder again: it writes the file."
-# item id -> (value, cluster)
-Outcomes = dict[str, tuple[float, str]]
+# id and cluster: with another seed, another picture's item may have the same id
+Item = tuple[str, str]
+Outcomes = dict[Item, float]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def read_prism_run(folder: Path, seed: int = 0) -> Measured:
     [run] = read_finished([folder], at_least=1)
     outcomes = {
         ".".join(cell.as_dict().values()): {
-            str(question): (float(bool(row["right"])), cluster_of(row)) for question, row in rows.items()
+            (str(question), cluster_of(row)): float(bool(row["right"])) for question, row in rows.items()
         }
         for cell, rows in run.cells.items()
     }
@@ -86,12 +87,13 @@ def _outcomes(path: Path) -> dict[str, Outcomes]:
         id, value = str(record["id"]), record["value"]
         if not is_number(value):
             raise DataError(f"{path}, row {number}: value {value!r} is no finite number. {EVALUATE_AGAIN}")
-        if id in items:
+        # an empty cluster stands for the item by itself
+        item = id, str(record["cluster"]) or f"\0{id}"
+        if item in items:
             raise DataError(
                 f"{path}, row {number}: item {id!r} of {record['figure']} occurs twice. {EVALUATE_AGAIN}"
             )
-        # an empty cluster stands for the item by itself
-        items[id] = (float(value), str(record["cluster"]) or f"\0{id}")
+        items[item] = float(value)
     return found
 
 
@@ -124,8 +126,8 @@ def _with_items(
     for name, items in outcomes.items():
         if name in found or not items:
             continue
-        values = [value for value, _ in items.values()]
-        clusters = [cluster for _, cluster in items.values()]
+        values = list(items.values())
+        clusters = [cluster for _, cluster in items]
         share = all(0 <= value <= 1 for value in values)
         if share:
             rate = clustered_rate(values, clusters, seed)

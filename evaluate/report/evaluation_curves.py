@@ -1,4 +1,4 @@
-"""What was measured while training, as curves: a panel per stage and figure, one run or several."""
+"""What several runs were measured to be while training, overlaid: a panel per stage and figure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def points_of(run: RunFiles, stage: str, figure: str) -> list[Point]:
 
 
 def evaluation_plot(
-    runs: Sequence[RunFiles], labels: Sequence[str], name: str = "evaluations", figures: Sequence[str] = ()
+    runs: Sequence[RunFiles], labels: Sequence[str], name: str, figures: Sequence[str] = ()
 ) -> str | None:
     """Every figure against the step, with its interval where the runs are few, the best checkpoint starred;
     None where nothing was measured. figures: draw these alone. Runs with one label look alike."""
@@ -86,10 +86,3 @@ def _draw(axis: Any, points: Sequence[Point], look: tuple[str, str], with_interv
             [best[-1].step], [best[-1].value], "*", color=colour, markersize=12, markeredgecolor="white"
         )
     return line
-
-
-def largest_share(runs: Sequence[RunFiles]) -> float | None:
-    """The largest share of the training's time that measuring took, as last written in any run."""
-    shares = [run.evaluations[-1].get("share") for run in runs if run.evaluations]
-    known = [float(share) for share in shares if is_number(share)]
-    return max(known) if known else None

@@ -241,6 +241,18 @@ def test_seeds_with_other_items_are_not_crossed(tmp_path: Path) -> None:
     assert effect["sentence"].endswith("; each seed has items of its own")
 
 
+def test_an_item_of_another_picture_is_another_item(tmp_path: Path) -> None:
+    """Seeds drew other scenes under the same ids."""
+    folder = ablation_folder(tmp_path, CONNECTOR, flags_two_ways)
+    for cell in read_ablation(folder).cells:
+        rows = outcomes(FIGURE, flags_two_ways(cell.levels, cell.seed))
+        for row in rows:
+            row["cluster"] += f" of seed {cell.seed}"
+        write_lines(cell.folder / "outcomes.jsonl", rows)
+    effect = effects(folder)["connector", "mlp"]
+    assert effect["design"] == "nested" and (effect["n_items"], effect["n_clusters"]) == (240, 240)
+
+
 def test_a_figure_that_is_no_mean_says_so(tmp_path: Path) -> None:
     folder = ablation_folder(tmp_path, CONNECTOR, flags_two_ways)
     for cell in read_ablation(folder).cells:

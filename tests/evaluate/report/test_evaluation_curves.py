@@ -1,4 +1,4 @@
-"""What was measured while training, on a run's page and side by side."""
+"""What several runs were measured to be while training, in one plot."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from test_report import Page, fake_run
 
 from prismcap.evaluate.intervals import wilson
 from prismcap.evaluate.report.compare import write_comparison
-from prismcap.evaluate.report.evaluation_curves import evaluation_plot, largest_share, points_of
-from prismcap.evaluate.report.page import write_report
-from prismcap.evaluate.report.read import ReportError, read_run
+from prismcap.evaluate.report.evaluation_curves import evaluation_plot, points_of
+from prismcap.evaluate.report.read import read_run
 
 FIGURE = "held_out.all_right"
 
@@ -41,27 +40,18 @@ def run(tmp_path: Path) -> Path:
     return write_evaluations(fake_run(tmp_path / "fake"), records)
 
 
-def test_points_are_the_records_and_a_step_done_again_stands_as_it_was_last(run: Path) -> None:
+def test_points_are_the_records_by_step(run: Path) -> None:
     with (run / "evaluations.jsonl").open("a") as file:
-        file.write(json.dumps(record("instruct", 60, 25)) + "\n" + '{"stage": "instr')  # killed while writing
+        file.write(json.dumps(record("instruct", 45, 25)) + "\n" + '{"stage": "instr')  # killed while writing
     files = read_run(run)
     points = points_of(files, "instruct", FIGURE)
     assert [(point.step, point.value, point.best) for point in points] == [
-        (30, 0.4, True), (60, 0.5, False), (90, 0.76, False),
+        (30, 0.4, True), (45, 0.5, False), (60, 0.82, True), (90, 0.76, False),
     ]  # fmt: skip
     assert points[0].low == wilson(20, 50).as_dict()["low"] and points[0].is_rate
     bleu = points_of(files, "align", "held_out.bleu_4")[0]
     assert (bleu.value, bleu.low, bleu.high, bleu.is_rate) == (0.05, 0.05, 0.05, False)
     assert points_of(files, "align", "held_out.other") == []
-
-
-def test_a_runs_page_draws_them(run: Path) -> None:
-    page = Page(write_report(run).read_text())
-    assert "Measured while training" in page.text and "5.0 % of the time" in page.text
-    for title in (f"align: {FIGURE}", f"instruct: {FIGURE}", "instruct: held_out.bleu_4"):
-        assert title in page.text
-    (run / "evaluations.jsonl").unlink()
-    assert "Measured while training" not in Page(write_report(run).read_text()).text
 
 
 def test_runs_side_by_side_share_their_panels(run: Path, tmp_path: Path) -> None:
@@ -71,19 +61,13 @@ def test_runs_side_by_side_share_their_panels(run: Path, tmp_path: Path) -> None
     files = [read_run(run), read_run(other)]
     svg = evaluation_plot(files, ["one", "other"], "both", [FIGURE])
     assert svg is not None and "bleu_4" not in svg and ">other</text>" in svg
-    assert largest_share(files) == 0.05
-    third = read_run(fake_run(tmp_path / "third"))
-    assert evaluation_plot([third], ["third"]) is None and largest_share([third]) is None
+    third = fake_run(tmp_path / "third")
+    assert evaluation_plot([read_run(third)], ["third"], "none") is None
+    alone = write_comparison([third, fake_run(tmp_path / "fourth")]).read_text()
+    assert "Measured while training" not in Page(alone).text
 
 
 def test_seeds_of_one_level_are_one_name_in_the_legend(run: Path) -> None:
     files = read_run(run)
     svg = evaluation_plot([files, files, files], ["a", "b", "a"], "levels", [FIGURE])
     assert svg is not None and len(re.findall(r">a</text>", svg)) == 1 and ">b</text>" in svg
-
-
-def test_a_damaged_file_is_named(run: Path) -> None:
-    path = run / "evaluations.jsonl"
-    path.write_text('{"stage": "align", "step": 3}\n')
-    with pytest.raises(ReportError, match=r"evaluations.jsonl, line 1: key 'figures' is missing"):
-        read_run(run)
