@@ -53,7 +53,8 @@ def evaluation_plot(
     ]
     if not shown:
         return None
-    panel, axes = plots.panels(len(shown))
+    width = plots.PANEL_WIDTH_IN * (2 if len(shown) == 1 else 1)
+    panel, axes = plots.panels(len(shown), width)
     names = unique(labels)
     lines: dict[str, Any] = {}
     for axis, (stage, figure) in zip(axes, shown, strict=True):

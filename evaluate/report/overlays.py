@@ -42,7 +42,8 @@ def overlay_plot(
     if not stages:
         return None
     title, (low, high) = CURVES[key]
-    figure, axes = plots.panels(len(stages))
+    width = plots.PANEL_WIDTH_IN * (2 if len(stages) == 1 else 1)
+    figure, axes = plots.panels(len(stages), width)
     lines: dict[str, Any] = {}
     for axis, stage in zip(axes, stages, strict=True):
         plots.dress(axis, f"{stage}: {title}")
