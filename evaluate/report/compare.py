@@ -15,6 +15,7 @@ from prismcap.evaluate.intervals import (
     difference_of_means,
     difference_of_rates,
 )
+from prismcap.evaluate.report.evaluation_curves import evaluation_plot
 from prismcap.evaluate.report.overlays import CURVES, overlay_plot, stages_of, style_of
 from prismcap.evaluate.report.page import (
     caption_metric_rows,
@@ -82,6 +83,7 @@ def render_comparison(runs: Sequence[RunFiles], labels: Sequence[str]) -> str:
         other_items=[key for key, _ in changed if key.startswith(CHOOSES_ITEMS)],
         stages=[(stage, training_rows(runs, stage)) for stage in stages_of(runs)],
         plots=[markup(svg) for svg in plots if svg is not None],
+        evaluations=markup(evaluation_plot(runs, labels, "compare-evaluations")),
         changed=changed,
         versions=version_rows(runs),
         absent=ABSENT,

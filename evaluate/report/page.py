@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
@@ -36,6 +38,11 @@ def write_page(path: Path, text: str) -> Path:
     except OSError as error:
         raise ReportError(f"{path}: cannot be written: {error}") from error
     return path
+
+
+def address(path: Path, page: Path) -> str:
+    """From a page to a file, so that a folder can be moved with both in it."""
+    return quote(Path(os.path.relpath(path.resolve(), page.resolve().parent)).as_posix())
 
 
 def render(run: RunFiles, seed: int = 0) -> str:

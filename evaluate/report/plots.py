@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import math
 import re
@@ -247,8 +248,11 @@ def _say(axis: Any, text: str) -> None:
     axis.set_yticks([])
 
 
-def svg(figure: Any, name: str) -> str:
-    """The figure as an <svg> element whose ids are unique to `name` and which names no address."""
+def svg(figure: Any, name: str, alt: str = "") -> str:
+    """The figure as an <svg> element whose ids are unique to `name` and which names no address.
+
+    alt: what it shows, for those who hear the page.
+    """
     import matplotlib
 
     out = io.StringIO()
@@ -263,6 +267,10 @@ def svg(figure: Any, name: str) -> str:
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'href="#', f'href="#{name}-', text)
     text = re.sub(r"url\(#", f"url(#{name}-", text)
+    said = f' aria-label="{html.escape(alt)}"' if alt else ""
     return re.sub(
-        r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg \1 class="plot" role="img">', text, count=1
+        r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>",
+        lambda found: f'<svg {found[1]} class="plot" role="img"{said}>',
+        text,
+        count=1,
     )

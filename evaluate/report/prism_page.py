@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -17,7 +15,7 @@ from prismcap.evaluate.intervals import MIN_ITEMS
 from prismcap.evaluate.report import prism_plots, prism_rows
 from prismcap.evaluate.report.compare import labels_of
 from prismcap.evaluate.report.gallery import unique
-from prismcap.evaluate.report.page import markup, template, write_page
+from prismcap.evaluate.report.page import address, markup, template, write_page
 from prismcap.evaluate.report.prism_items import browser_data
 from prismcap.evaluate.report.prism_read import (
     CAUSES,
@@ -79,16 +77,11 @@ def _head(run: PrismFiles, out: Path) -> dict[str, Any]:
         "attributed": bool(run.attribution),
         "items": len(run.items),
         "files": [
-            {"name": name, "address": _address(run.folder / name, out)}
+            {"name": name, "address": address(run.folder / name, out)}
             for name in (RESULTS, TABLE)
             if (run.folder / name).is_file()
         ],
     }
-
-
-def _address(path: Path, out: Path) -> str:
-    """From the page to a file, so that a folder can be moved with both in it."""
-    return quote(Path(os.path.relpath(path.resolve(), out.resolve().parent)).as_posix())
 
 
 def _benchmark(

@@ -159,9 +159,9 @@ def _read_captions(path: Path) -> tuple[Record, ...] | None:
 
 def series(records: list[Record], key: str) -> tuple[list[int], list[float]]:
     """Steps and finite values of one key; records without it are left out."""
-    points = [(record["step"], record[key]) for record in records if _is_number(record.get(key))]
+    points = [(record["step"], record[key]) for record in records if is_number(record.get(key))]
     return [step for step, _ in points], [float(value) for _, value in points]
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -11,6 +11,7 @@ from prism_runs import prism_run
 from prismcap.evaluate.report.prism_page import draw_prism
 
 sys.path.append(str(Path(__file__).parents[1]))  # test_report: how a page is parsed
+sys.path.append(str(Path(__file__).parents[1] / "ablation"))  # ablation_folder
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))  # webdriver
 
 
