@@ -15,9 +15,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from prismcap.data.fetch.packages import Say, put_in_place, work_folder
+from prismcap.data.fetch.byte_tokenizer import write_byte_tokenizer
 
-# the marks of every template that a recipe has; `<s>` opens texts and `</s>` ends them, as LLaMA's
-MARKS = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
 COLOURS = ("red", "green", "blue", "orange", "purple", "black")
 SHAPES: dict[str, Callable[..., None]] = {
     "box": ImageDraw.ImageDraw.rectangle,
@@ -36,7 +35,7 @@ def make_tiny(cache: Path, say: Say) -> Path:
     with work_folder(target) as work:
         made = work / "made"
         made.mkdir()
-        _write_tokenizer(made / "tokenizer")
+        write_byte_tokenizer(made / "tokenizer")
         captions = _write_pictures(made / "images")
         _write_llava_rows(made, captions)
         _write_owl_rows(made, captions)
@@ -45,29 +44,6 @@ def make_tiny(cache: Path, say: Say) -> Path:
         put_in_place(made, target)
     say(f"tiny: {target}")
     return target
-
-
-def _write_tokenizer(folder: Path) -> None:
-    """A token for every byte, and the marks."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(
-        models.BPE(vocab={token: i for i, token in enumerate([*MARKS, *alphabet])}, merges=[])
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(MARKS))
-    unknown, start, end = MARKS[:3]
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token=unknown,
-        bos_token=start,
-        eos_token=end,
-        pad_token=unknown,
-    )
-    fast.save_pretrained(folder)
 
 
 def _write_pictures(folder: Path) -> dict[str, str]:
