@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prismcap.configs.errors import ConfigError
-from prismcap.data.fetch.packages import FetchError, Say, put_in_place, work_folder
 from prismcap.data.fetch.byte_tokenizer import write_byte_tokenizer
+from prismcap.data.fetch.packages import FetchError, Say, put_in_place, work_folder
 from prismcap.data.scenes.graph import LAYOUTS
 from prismcap.data.scenes.items import SceneItems
 from prismcap.data.scenes.make import SceneMaker
