@@ -1,4 +1,4 @@
-"""What the recipes' tiny twins train on: a tokenizer of bytes, drawn pictures, rows of every format, and a few
+"""What the recipes' tiny twins train on: a tokenizer of bytes, drawn pictures, rows of every format, and
 questions for a Prism run.
 
 Nothing is downloaded: it is made here, the same every time, in less than a second.
