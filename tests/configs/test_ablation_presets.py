@@ -154,7 +154,7 @@ def test_the_study_has_what_was_promised() -> None:
 
 
 def test_levels_of_the_study_see_equal_samples() -> None:
-    """What of an axis is held equal: steps of the second stage, but without a first one, where it takes over."""
+    """Steps of every stage are the baseline's, but where there is no first one and the second takes over."""
     by_axis: dict[str, dict[str, RunConfig]] = {}
     for cell in expand(study()):
         assert isinstance(cell.config, RunConfig)
