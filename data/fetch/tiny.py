@@ -1,10 +1,12 @@
-"""What the recipes' tiny twins train on: a tokenizer of bytes, drawn pictures, and rows of every format.
+"""What the recipes' tiny twins train on: a tokenizer of bytes, drawn pictures, rows of every format, and
+questions for a Prism run.
 
 Nothing is downloaded: it is made here, the same every time, in less than a second.
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import tarfile
@@ -14,10 +16,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from prismcap.data.fetch.byte_tokenizer import write_byte_tokenizer
 from prismcap.data.fetch.packages import Say, put_in_place, work_folder
 
-# the marks of every template that a recipe has; `<s>` opens texts and `</s>` ends them, as LLaMA's
-MARKS = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
 COLOURS = ("red", "green", "blue", "orange", "purple", "black")
 SHAPES: dict[str, Callable[..., None]] = {
     "box": ImageDraw.ImageDraw.rectangle,
@@ -36,38 +37,16 @@ def make_tiny(cache: Path, say: Say) -> Path:
     with work_folder(target) as work:
         made = work / "made"
         made.mkdir()
-        _write_tokenizer(made / "tokenizer")
+        write_byte_tokenizer(made / "tokenizer")
         captions = _write_pictures(made / "images")
         _write_llava_rows(made, captions)
         _write_owl_rows(made, captions)
         _write_minigpt4(made / "minigpt4", made / "images", captions)
         _write_shards(made / "shards", made / "images", captions)
+        _write_questions(made / "questions.tsv", made / "images")
         put_in_place(made, target)
     say(f"tiny: {target}")
     return target
-
-
-def _write_tokenizer(folder: Path) -> None:
-    """A token for every byte, and the marks."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(
-        models.BPE(vocab={token: i for i, token in enumerate([*MARKS, *alphabet])}, merges=[])
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(MARKS))
-    unknown, start, end = MARKS[:3]
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token=unknown,
-        bos_token=start,
-        eos_token=end,
-        pad_token=unknown,
-    )
-    fast.save_pretrained(folder)
 
 
 def _write_pictures(folder: Path) -> dict[str, str]:
@@ -166,6 +145,16 @@ def _write_shards(folder: Path, pictures: Path, captions: dict[str, str]) -> Non
                     info = tarfile.TarInfo(f"{key}.{suffix}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
+
+
+def _write_questions(path: Path, pictures: Path) -> None:
+    """A question for a picture in each row, in VLMEvalKit's columns."""
+    rows = [["index", "image", "question", "A", "B", "answer"]]
+    for colour in COLOURS:
+        for right, shape in zip("AB", SHAPES, strict=True):
+            picture = base64.b64encode((pictures / f"{colour}_{shape}.jpg").read_bytes()).decode()
+            rows.append([str(len(rows)), picture, "Which shape is it?", *SHAPES, right])
+    path.write_text("".join("\t".join(row) + "\n" for row in rows))
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -18,6 +18,7 @@ from prismcap.data.scenes.text import (
     Text,
     caption_text,
     count_question,
+    long_caption,
     place_question,
     yes_no_question,
 )
@@ -49,17 +50,24 @@ class SceneItem:
 class SceneItems:
     """All exchanges of `num_scenes` scenes; those of one scene follow each other and share its picture.
 
-    tasks: how many exchanges of each kind a scene gets. Item i is a pure function of the arguments and
-    i, and nothing is drawn until its picture is loaded. Usable as a data source.
+    tasks: how many exchanges of each kind a scene gets. described: the long caption stands in place of the
+    picture. Item i is a pure function of the arguments and i, and nothing is drawn until its picture is
+    loaded. Usable as a data source.
     """
 
     def __init__(
-        self, objects: ObjectSet, maker: SceneMaker, num_scenes: int, tasks: Mapping[Kind, int]
+        self,
+        objects: ObjectSet,
+        maker: SceneMaker,
+        num_scenes: int,
+        tasks: Mapping[Kind, int],
+        described: bool = False,
     ) -> None:
         self.maker = maker
         self.num_scenes = num_scenes
         self.tasks = tuple((kind, number) for kind in KINDS for number in range(tasks.get(kind, 0)))
-        self.source = f"scenes/{objects.name}/{maker.split}"
+        self.described = described
+        self.source = f"scenes/{objects.name}/{maker.split}{'/described' if described else ''}"
         self._pixels = {stamp.id: stamp.pixels for stamp in objects.stamps}
         self._root = str(objects_root())
 
@@ -78,12 +86,17 @@ class SceneItems:
         scene, (kind, number) = self._position(index)
         graph = self.maker.graph(scene)
         text = self._text(graph, kind, number, scene)
-        image = SceneImage(graph, self._root, tuple(self._pixels[item.stamp] for item in graph.objects))
+        images: tuple[SceneImage, ...] = ()
+        asked: tuple[ImagePart | TextPart, ...] = (TextPart(f"{long_caption(graph)}\n{text.prompt}"),)
+        if not self.described:
+            pixels = tuple(self._pixels[item.stamp] for item in graph.objects)
+            images = (SceneImage(graph, self._root, pixels),)
+            asked = (ImagePart(0), TextPart(text.prompt))
         sample = Sample(
             id=f"{self.source}/{self.maker.seed}/{scene}/{kind}{number}",
-            images=(image,),
+            images=images,
             messages=(
-                Message("user", (ImagePart(0), TextPart(text.prompt))),
+                Message("user", asked),
                 Message("assistant", (TextPart(text.answer),), train=True),
             ),
             source=self.source,

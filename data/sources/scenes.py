@@ -32,6 +32,10 @@ class Options(Section):
     image_px: int = Field(default=192, ge=64, le=1024)
     small_share: float = Field(default=0.4, ge=0, le=1, description="share of objects drawn small")
     seed: int | None = Field(default=None, description="none: the run's")
+    described: bool = Field(
+        default=False,
+        description="the long caption in place of the picture: text alone, for an LLM to learn the language",
+    )
 
     @field_validator("num_objects", mode="before")
     @classmethod
@@ -59,4 +63,4 @@ def build(options: Options, context: SourceContext) -> SceneItems:
         small_share=options.small_share,
         seed=context.seed if options.seed is None else options.seed,
     )
-    return SceneItems(objects, maker, options.num_scenes, options.tasks)
+    return SceneItems(objects, maker, options.num_scenes, options.tasks, options.described)

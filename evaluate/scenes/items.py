@@ -111,6 +111,8 @@ def split_items(
     items = take(name, source, most)
     if not items:
         raise ConfigError(f"{where}: the source holds no item")
+    if not items[0].sample.images:
+        raise ConfigError(f"{where}: its items have no picture: set described: false")
     return items
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 # what each name fetches; `demo` is all that a run of the demo needs
-WHATS = ("stamps", "openmoji", "smollm2", "efficientnet", "demo", "tiny")
+WHATS = ("stamps", "openmoji", "smollm2", "efficientnet", "demo", "tiny", "scenes_tokenizer")
 
 
 @click.command()
@@ -25,7 +25,8 @@ WHATS = ("stamps", "openmoji", "smollm2", "efficientnet", "demo", "tiny")
 def fetch(what: tuple[str, ...], objects: str, cache: Path | None) -> None:
     """Fetch WHAT: stamps, openmoji, smollm2, efficientnet, or all that the demo needs (the default).
 
-    tiny is made, not fetched: data for the tiny twins of the recipes.
+    Made, not fetched: tiny, data for the tiny twins of the recipes, and scenes_tokenizer, of what scenes of
+    the stamps can say, for a small decoder.
 
     What is already there is left alone, and an interrupted download leaves nothing half done.
     """
@@ -52,6 +53,7 @@ def _expand(what: tuple[str, ...], objects: str) -> list[str]:
 def _steps() -> dict[str, Callable[[Path], object]]:
     from prismcap.data.fetch.models import fetch_efficientnet
     from prismcap.data.fetch.openmoji import fetch_openmoji
+    from prismcap.data.fetch.scenes_tokenizer import make_scenes_tokenizer
     from prismcap.data.fetch.tiny import make_tiny
     from prismcap.data.fetch.tuxpaint import fetch_tuxpaint
 
@@ -61,6 +63,7 @@ def _steps() -> dict[str, Callable[[Path], object]]:
         "efficientnet": lambda cache: fetch_efficientnet(cache, click.echo),
         "smollm2": _smollm2,
         "tiny": lambda cache: make_tiny(cache, click.echo),
+        "scenes_tokenizer": lambda cache: make_scenes_tokenizer(cache, click.echo),
     }
 
 
