@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from prismcap.configs.errors import ConfigError, nearest
 from prismcap.configs.registry import component_options, describe
 from prismcap.configs.schema.base import Component
+from prismcap.configs.schema.judged import JudgedConfig
 from prismcap.configs.schema.prism import PrismConfig
 from prismcap.configs.schema.run import RunConfig
 
@@ -171,15 +172,27 @@ def load_prism(name: str | Path, overrides: Sequence[str] = ()) -> PrismConfig:
     return _checked_prism(*_read(name, overrides))
 
 
-def load_any(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig | PrismConfig:
-    """A config of either kind, told apart by is_prism; as load_config."""
+def load_judged(name: str | Path, overrides: Sequence[str] = ()) -> JudgedConfig:
+    """The judged evaluation of a YAML file or preset; as load_config."""
+    return _checked_judged(*_read(name, overrides))
+
+
+def load_any(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig | PrismConfig | JudgedConfig:
+    """A config of any kind, told apart by is_prism and is_judged; as load_config."""
     path, values = _read(name, overrides)
+    if is_judged(values):
+        return _checked_judged(path, values)
     return _checked_prism(path, values) if is_prism(values) else _checked_run(path, values)
 
 
 def is_prism(values: Mapping[str, Any]) -> bool:
     """Whether a YAML file's keys are those of a Prism run, not of training."""
     return "perceivers" in values and "stages" not in values
+
+
+def is_judged(values: Mapping[str, Any]) -> bool:
+    """Whether a YAML file's keys are those of a judged evaluation."""
+    return "protocol" in values and "stages" not in values
 
 
 def _read(name: str | Path, overrides: Sequence[str]) -> tuple[Path, dict[str, Any]]:
@@ -194,6 +207,8 @@ def _read(name: str | Path, overrides: Sequence[str]) -> tuple[Path, dict[str, A
 def _checked_run(path: Path, values: dict[str, Any]) -> RunConfig:
     if is_prism(values):
         raise ConfigError(f"{path}: a Prism run (it has `perceivers`), not of training: prismcap prism run")
+    if is_judged(values):
+        raise ConfigError(f"{path}: a judged evaluation (it has `protocol`): prismcap judge run")
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
@@ -205,6 +220,8 @@ def _checked_run(path: Path, values: dict[str, Any]) -> RunConfig:
 def _checked_prism(path: Path, values: dict[str, Any]) -> PrismConfig:
     if "stages" in values:
         raise ConfigError(f"{path}: a run of training (it has `stages`), not of Prism: prismcap train")
+    if is_judged(values):
+        raise ConfigError(f"{path}: a judged evaluation (it has `protocol`): prismcap judge run")
     try:
         config = PrismConfig.model_validate(values)
     except ValidationError as error:
@@ -213,6 +230,20 @@ def _checked_prism(path: Path, values: dict[str, Any]) -> PrismConfig:
     for kind, components in kinds.items():
         for key, component in components.items():
             component_options(kind, component, f"{path}: {kind}s.{key}")
+    return config
+
+
+def _checked_judged(path: Path, values: dict[str, Any]) -> JudgedConfig:
+    for key, command in (("stages", "train"), ("perceivers", "prism run")):
+        if key in values and "protocol" not in values:
+            raise ConfigError(f"{path}: no judged evaluation (it has `{key}`): prismcap {command}")
+    try:
+        config = JudgedConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(error, f"{path}: ", JudgedConfig)) from error
+    component_options("protocol", config.protocol, f"{path}: protocol")
+    if config.judge is not None:
+        component_options("reasoner", config.judge, f"{path}: judge")
     return config
 
 
@@ -236,7 +267,7 @@ def check_components(config: RunConfig, where: str) -> None:
         component_options(kind, component, f"{where}: {at}")
 
 
-def to_yaml(config: RunConfig | PrismConfig) -> str:
+def to_yaml(config: RunConfig | PrismConfig | JudgedConfig) -> str:
     """The resolved config as YAML that load_any reads back to an equal config."""
     # not mode="json": that would turn keys that are numbers into strings
     values = _unshared(config.model_dump(exclude_none=True))

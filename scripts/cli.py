@@ -23,6 +23,7 @@ COMMANDS = {
     "serve": ("serve:serve", "Serve an exported model: OpenAI-compatible, and a page for a browser."),
     "evaluate": ("evaluate:evaluate", "Measure a run on its held-out splits, with controls."),
     "prism": ("prism:prism", "Perceive, then reason: measure the two apart on any benchmark."),
+    "judge": ("judge:judge", "Have answers judged, by a model or by people: LLaVA-Bench, OwlEval, …"),
     "report": ("report:report", "Draw a run, or several side by side, as one HTML page."),
     "convert": ("convert:convert", "Rewrite InternLM2 as a LLaMA, which needs no code of its own."),
     "import": ("import_:import_", "Bring released weights of LLaVA, MiniGPT-4, … into a run's folder."),

@@ -26,14 +26,14 @@ def config() -> None:
 def show(config: str, overrides: tuple[str, ...], deepspeed: bool) -> None:
     """Print CONFIG (a YAML file or a preset) as it is after base: and OVERRIDES (key.sub=value)."""
     from prismcap.configs.load import load_any, to_yaml
-    from prismcap.configs.schema.prism import PrismConfig
+    from prismcap.configs.schema.run import RunConfig
 
     loaded = load_any(config, overrides)
     if not deepspeed:
         click.echo(to_yaml(loaded), nl=False)
         return
-    if isinstance(loaded, PrismConfig):
-        raise ConfigError(f"{config}: a Prism run trains nothing, so there is no JSON for DeepSpeed")
+    if not isinstance(loaded, RunConfig):
+        raise ConfigError(f"{config}: it trains nothing, so there is no JSON for DeepSpeed")
     generated, others = deepspeed_json(loaded)
     if not generated:
         raise ConfigError(
