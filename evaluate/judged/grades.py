@@ -6,7 +6,7 @@ question is understood, the answer has obvious errors; D, irrelevant or wrong al
 
 from __future__ import annotations
 
-from prismcap.evaluate.judged.protocols._contract import Reading
+from prismcap.evaluate.judged.protocols._contract import Reading, Scale
 
 GRADES = {
     "A": "correct and satisfying",
@@ -15,7 +15,7 @@ GRADES = {
     "D": "irrelevant, or wrong altogether",
 }
 ACCEPTABLE = ("A", "B")
-GRADE_FIGURE = "% of answers graded A or B"
+GRADE_SCALE = Scale("% of answers graded A or B", level="ordinal", labels=tuple(GRADES))
 
 
 def reading_of(grade: str) -> Reading:

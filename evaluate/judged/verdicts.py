@@ -128,7 +128,7 @@ def _verdict(evaluation: Evaluation, asked: Asked) -> Verdict:
 def graded(
     evaluation: Evaluation, grades: Mapping[tuple[str, str], Mapping[str, Reading]]
 ) -> list[Judgement]:
-    """Of people's grades: (model, question's id) -> rater -> reading."""
+    """Of people's grades, by model and item in the config's order; without a grade, unrated."""
     return [
         Judgement(
             model=model,

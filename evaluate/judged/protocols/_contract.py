@@ -59,6 +59,21 @@ class Reading:
     rank: float
 
 
+@dataclass(frozen=True)
+class Scale:
+    """What verdicts are made of, and how they are reported.
+
+    figure: what the figures are, in words. labels: verdicts whose shares are reported; empty where they are
+    numbers. orders: (part that shows the reference first, part that shows it last), where two answers are
+    compared; there `possible` is the reference's score.
+    """
+
+    figure: str
+    level: Level
+    labels: tuple[str, ...] = ()
+    orders: tuple[str, str] | None = None
+
+
 class Protocol(TypingProtocol):
     @property
     def items(self) -> Sequence[JudgedItem]: ...
@@ -72,21 +87,7 @@ class Protocol(TypingProtocol):
         """(questions, pictures) of the published set; None where it has no fixed size."""
 
     @property
-    def figure(self) -> str:
-        """What the figures are, in words."""
-
-    @property
-    def level(self) -> Level:
-        """Of the verdicts' scale."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Verdicts whose shares are reported; empty where they are numbers."""
-
-    @property
-    def orders(self) -> tuple[str, str] | None:
-        """(part that shows the reference first, part that shows it last), where two answers are compared;
-        there `possible` is the reference's score."""
+    def scale(self) -> Scale: ...
 
     def parts(self, item: JudgedItem, answers: Mapping[str, str]) -> list[Part]:
         """The requests about one model's answer; answers: of this model, by question id."""

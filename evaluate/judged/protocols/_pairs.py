@@ -15,9 +15,8 @@ from pydantic import Field
 
 from prismcap.configs.errors import DataError
 from prismcap.configs.schema.base import Section
-from prismcap.evaluate.judged.agreement import Level
 from prismcap.evaluate.judged.files import Row, by_key, id_of, read_rows, text_of, texts_by_question
-from prismcap.evaluate.judged.protocols._contract import JudgedItem, Part, ProtocolContext, Reading
+from prismcap.evaluate.judged.protocols._contract import JudgedItem, Part, ProtocolContext, Reading, Scale
 from prismcap.evaluate.judged.protocols._prompting import first_line, quoted
 
 PROMPT_VERSION = "pair 1"  # raise it with the prompt, or with how replies are read
@@ -34,6 +33,11 @@ PROMPT = (
     "space between them. Give your reasons in a few sentences from the second line on."
 )
 _SCORE = r"(10(?:\.0+)?|[1-9](?:\.\d+)?)(?:\s*/\s*10)?"
+SCALE = Scale(
+    "100 x the model's scores over the reference's, mean of both orders",
+    level="interval",
+    orders=(REFERENCE_FIRST, MODEL_FIRST),
+)
 _NAMED = r"(?:(?:answer|assistant)\s*{}\s*[:=]\s*)?"
 _SCORES = re.compile(
     rf"(?:scores?\s*[:=]\s*)?{_NAMED.format(1)}{_SCORE}(?:\s*[,;|]\s*|\s+(?:and\s+)?)"
@@ -55,10 +59,7 @@ class PairProtocol:
     items: tuple[JudgedItem, ...]
     published: tuple[int, int]
     prompt_version: str = PROMPT_VERSION
-    figure: str = "100 x the model's scores over the reference's, mean of both orders"
-    level: Level = "interval"
-    labels: tuple[str, ...] = ()
-    orders: tuple[str, str] = (REFERENCE_FIRST, MODEL_FIRST)
+    scale: Scale = SCALE
 
     def parts(self, item: JudgedItem, answers: Mapping[str, str]) -> list[Part]:
         assert item.reference is not None, "build_pairs joins every question with its reference"

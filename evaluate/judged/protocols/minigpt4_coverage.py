@@ -17,9 +17,8 @@ from pydantic import Field
 from prismcap.configs.cache import resolve_path
 from prismcap.configs.errors import ConfigError, DataError
 from prismcap.configs.schema.base import Section
-from prismcap.evaluate.judged.agreement import Level
 from prismcap.evaluate.judged.files import Row, id_of, read_json, text_of
-from prismcap.evaluate.judged.protocols._contract import JudgedItem, Part, ProtocolContext, Reading
+from prismcap.evaluate.judged.protocols._contract import JudgedItem, Part, ProtocolContext, Reading, Scale
 from prismcap.evaluate.judged.protocols._prompting import first_line, quoted
 
 PROMPT_VERSION = "coverage 1"  # raise it with the prompt, or with how replies are read
@@ -33,6 +32,7 @@ PROMPT = (
     "Write Yes or No on the first line and nothing else there. Name what is missing, if anything, on the "
     "second."
 )
+SCALE = Scale("% of a picture's captions that the description covers, mean over pictures", level="nominal")
 _VERDICT = re.compile(r"(?:(?:answer|verdict)\s*[:=]\s*)?(yes|no)\b(?:\s*[.,;:!–—-].*)?", re.I)
 
 
@@ -52,10 +52,7 @@ class CoverageProtocol:
     captions: Mapping[str, tuple[str, ...]]
     prompt_version: str = PROMPT_VERSION
     published: tuple[int, int] | None = None
-    figure: str = "% of a picture's captions that the description covers, mean over pictures"
-    level: Level = "nominal"
-    labels: tuple[str, ...] = ()
-    orders: tuple[str, str] | None = None
+    scale: Scale = SCALE
 
     def parts(self, item: JudgedItem, answers: Mapping[str, str]) -> list[Part]:
         description = quoted("description", answers[item.id])

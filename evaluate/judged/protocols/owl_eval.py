@@ -14,15 +14,15 @@ from pydantic import Field
 
 from prismcap.configs.errors import ConfigError, DataError
 from prismcap.configs.schema.base import Section
-from prismcap.evaluate.judged.agreement import Level
 from prismcap.evaluate.judged.files import Row, by_key, id_of, read_rows, text_of, texts_of
-from prismcap.evaluate.judged.grades import GRADE_FIGURE, GRADES, reading_of
+from prismcap.evaluate.judged.grades import GRADE_SCALE, GRADES, reading_of
 from prismcap.evaluate.judged.protocols._contract import (
     PLAIN_PART,
     JudgedItem,
     Part,
     ProtocolContext,
     Reading,
+    Scale,
 )
 from prismcap.evaluate.judged.protocols._prompting import first_line, quoted
 
@@ -59,10 +59,7 @@ class OwlProtocol:
     items: tuple[JudgedItem, ...]
     prompt_version: str = PROMPT_VERSION
     published: tuple[int, int] | None = (82, 50)
-    figure: str = GRADE_FIGURE
-    level: Level = "ordinal"
-    labels: tuple[str, ...] = tuple(GRADES)
-    orders: tuple[str, str] | None = None
+    scale: Scale = GRADE_SCALE
 
     def parts(self, item: JudgedItem, answers: Mapping[str, str]) -> list[Part]:
         asked = {one.id: one.question for one in self.items if one.id in item.earlier}
