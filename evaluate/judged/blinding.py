@@ -38,7 +38,7 @@ def page_id(evaluation: Evaluation) -> str:
 
 
 def blinded(evaluation: Evaluation) -> Iterator[tuple[JudgedItem, list[BlindAnswer]]]:
-    """Every question in the file's order with its answers, in an order drawn from the seed and the question."""
+    """Every question in the file's order with its answers, in an order drawn from the seed and its id."""
     page = page_id(evaluation)
     for item in evaluation.protocol.items:
         models: dict[str, list[str]] = {}

@@ -31,8 +31,7 @@ class Evaluation:
 
     @property
     def run_dir(self) -> Path:
-        """Where its files lie."""
-        return resolve_path(self.config.output_dir) / self.config.name
+        return run_dir_of(self.config)
 
     @property
     def checksum(self) -> str:
@@ -42,6 +41,11 @@ class Evaluation:
         ]
         text = json.dumps(items, ensure_ascii=False)
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def run_dir_of(config: JudgedConfig) -> Path:
+    """Where an evaluation's files lie."""
+    return resolve_path(config.output_dir) / config.name
 
 
 def load_evaluation(config: JudgedConfig) -> Evaluation:

@@ -13,26 +13,25 @@ from prismcap.configs.errors import DataError, nearest
 from prismcap.evaluate.judged.agreement import agreement
 from prismcap.evaluate.judged.blinding import BlindAnswer, blinded, page_id
 from prismcap.evaluate.judged.evaluation import Evaluation
-from prismcap.evaluate.judged.figures import rater_agreement
 from prismcap.evaluate.judged.files import read_json
-from prismcap.evaluate.judged.grades import GRADE_FIGURE, GRADES, reading_of
+from prismcap.evaluate.judged.grades import GRADE_SCALE, GRADES, reading_of
 from prismcap.evaluate.judged.protocols._contract import Reading
 from prismcap.evaluate.judged.results import ITEMS, summarise, write_results
 from prismcap.evaluate.judged.verdicts import graded
 
 RATINGS = "ratings.json"
 FORMAT = "prismcap ratings 1"
-GRADE_LEVEL = "ordinal"
-Answer = tuple[str, str]  # (model, question's id)
+JUDGE = ""  # among raters, whose names are never empty
+Answer = tuple[str, str]  # (question's id, token)
 
 
 @dataclass(frozen=True)
 class Rater:
-    """One person's file. grades: by (question's id, token)."""
+    """One person's file."""
 
     name: str
     where: Path
-    grades: Mapping[tuple[str, str], str]
+    grades: Mapping[Answer, str]
 
 
 def score_ratings(evaluation: Evaluation, files: Sequence[Path]) -> dict[str, Any]:
@@ -43,25 +42,24 @@ def score_ratings(evaluation: Evaluation, files: Sequence[Path]) -> dict[str, An
     that is none.
     """
     raters = _raters(evaluation, files)
-    grades: dict[Answer, dict[str, Reading]] = {}
+    units: dict[Answer, dict[str, Reading]] = {}
+    by_model: dict[tuple[str, str], dict[str, Reading]] = {}
     for item, answers in blinded(evaluation):
         for answer in answers:
-            of = {
-                rater.name: reading_of(rater.grades[item.id, answer.token])
-                for rater in raters
-                if (item.id, answer.token) in rater.grades
+            key = item.id, answer.token
+            units[key] = {
+                rater.name: reading_of(rater.grades[key]) for rater in raters if key in rater.grades
             }
-            for model in answer.models:
-                grades[model, item.id] = of
-    judgements = graded(evaluation, grades)
-    results = summarise(evaluation, judgements, {"figure": GRADE_FIGURE})
+            by_model.update({(model, item.id): units[key] for model in answer.models})
+    results = summarise(evaluation, graded(evaluation, by_model), GRADE_SCALE)
+    judged = {key: {**units[key], JUDGE: grade} for key, grade in _judged_grades(evaluation).items()}
     results["raters"] = {
         "names": {rater.name: len(rater.grades) for rater in raters},
-        "together": rater_agreement(judgements, GRADE_LEVEL),
+        "together": _agreement([list(of.values()) for of in units.values()]),
         "pairs": [
-            {"a": a.name, "b": b.name, **_between(grades, a.name, b.name)} for a, b in combinations(raters, 2)
+            {"a": a.name, "b": b.name, **_between(units, a.name, b.name)} for a, b in combinations(raters, 2)
         ],
-        "with_judge": _with_judge(evaluation, grades, raters),
+        "with_judge": {rater.name: _between(judged, rater.name, JUDGE) for rater in raters if judged},
     }
     write_results(evaluation.run_dir / RATINGS, results)
     return results
@@ -97,7 +95,7 @@ def _read(file: Path, page: str, shown: Mapping[str, Mapping[str, BlindAnswer]])
     ratings = values.get("ratings")
     if not isinstance(ratings, list) or not ratings:
         raise DataError(f"{path}: ratings: expected a list of at least one rating, found {ratings!r}")
-    grades: dict[tuple[str, str], str] = {}
+    grades: dict[Answer, str] = {}
     for number, rating in enumerate(ratings):
         where = f"{path}, ratings[{number}]"
         key, grade = _rating(rating, where, shown)
@@ -107,9 +105,7 @@ def _read(file: Path, page: str, shown: Mapping[str, Mapping[str, BlindAnswer]])
     return Rater(name.strip(), path, grades)
 
 
-def _rating(
-    rating: Any, where: str, shown: Mapping[str, Mapping[str, BlindAnswer]]
-) -> tuple[tuple[str, str], str]:
+def _rating(rating: Any, where: str, shown: Mapping[str, Mapping[str, BlindAnswer]]) -> tuple[Answer, str]:
     if not isinstance(rating, dict):
         raise DataError(f"{where}: expected {{question_id, answer, grade}}, found {rating!r}")
     identity, token, grade = str(rating.get("question_id")), str(rating.get("answer")), rating.get("grade")
@@ -122,49 +118,29 @@ def _rating(
     return (identity, token), str(grade)
 
 
-def _between(grades: Mapping[Answer, Mapping[str, Reading]], a: str, b: str) -> dict[str, Any]:
+def _between(units: Mapping[Answer, Mapping[str, Reading]], a: str, b: str) -> dict[str, Any]:
     """Agreement of two raters on what both have rated."""
-    units = [(of[a], of[b]) for of in grades.values() if a in of and b in of]
-    return _agreement(units)
+    return _agreement([[of[a], of[b]] for of in units.values() if a in of and b in of])
 
 
-def _agreement(units: Sequence[tuple[Reading, Reading]]) -> dict[str, Any]:
-    return agreement(
-        [[one.label for one in unit] for unit in units],
-        [[one.rank for one in unit] for unit in units],
-        GRADE_LEVEL,
-    )
-
-
-def _with_judge(
-    evaluation: Evaluation, grades: Mapping[Answer, Mapping[str, Reading]], raters: Sequence[Rater]
-) -> dict[str, Any]:
-    """Rater -> agreement with the judge's first repeat; empty where no judge has given grades."""
-    judged = _judged_grades(evaluation)
-    if not judged:
-        return {}
-    return {
-        rater.name: _agreement(
-            [
-                (of[rater.name], judged[key])
-                for key, of in grades.items()
-                if rater.name in of and key in judged
-            ]
-        )
-        for rater in raters
-    }
+def _agreement(units: Sequence[Sequence[Reading]]) -> dict[str, Any]:
+    labels = [[one.label for one in unit] for unit in units]
+    return agreement(labels, [[one.rank for one in unit] for unit in units], GRADE_SCALE.level)
 
 
 def _judged_grades(evaluation: Evaluation) -> dict[Answer, Reading]:
-    """Of items.jsonl, where it is of these answers."""
+    """The judge's first grades in items.jsonl, of answers that are still these; empty where it gave none."""
     path = evaluation.run_dir / ITEMS
-    if tuple(evaluation.protocol.labels) != tuple(GRADES) or not path.is_file():
+    if evaluation.protocol.scale != GRADE_SCALE or not path.is_file():
         return {}
+    tokens = {
+        (item.id, answer.text): answer.token for item, answers in blinded(evaluation) for answer in answers
+    }
     found: dict[Answer, Reading] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:  # texts may hold other line ends
         row = json.loads(line)
-        texts = evaluation.answers.get(row["model"], {})
+        token = tokens.get((row["id"], row["answer"]))
         labels = [one["label"] for one in row["verdicts"] if one["label"] in GRADES]
-        if labels and texts.get(row["id"]) == row["answer"]:
-            found[row["model"], row["id"]] = reading_of(labels[0])
+        if labels and token is not None:
+            found[row["id"], token] = reading_of(labels[0])
     return found

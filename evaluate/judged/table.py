@@ -13,7 +13,7 @@ _LEFT_OUT = ("unread", "failed", "unrated")
 
 
 def judged_table(results: Mapping[str, Any]) -> str:
-    """What the figures are; a line per model and figure; what was left out; position, agreement, comparisons."""
+    """What the figures are, a line per model and figure, what was left out, and the comparisons."""
     about = results["about"]
     lines = [about["figure"], figures_table(results["models"])]
     for model, of in results["models"].items():
@@ -26,6 +26,18 @@ def judged_table(results: Mapping[str, Any]) -> str:
             f"The published set has {published[0]} questions on {published[1]} pictures, this one "
             f"{found[0]} on {found[1]}: not to be held against published figures."
         )
+    return "\n".join(lines)
+
+
+def ratings_table(results: Mapping[str, Any]) -> str:
+    """judged_table of people's grades, then how far they agree."""
+    raters = results["raters"]
+    lines = [judged_table(results)]
+    lines += [f"{name}: {number} grades" for name, number in raters["names"].items()]
+    if len(raters["names"]) > 1:
+        lines.append(f"raters together: {agreement_text(raters['together'])}")
+        lines += [f"{pair['a']} and {pair['b']}: {agreement_text(pair)}" for pair in raters["pairs"]]
+    lines += [f"{name} and the judge: {agreement_text(of)}" for name, of in raters["with_judge"].items()]
     return "\n".join(lines)
 
 
@@ -56,12 +68,10 @@ def _notes(of: Mapping[str, Any]) -> list[str]:
     left_out = [f"{counted[name]} {name}" for name in _LEFT_OUT if counted[name]]
     if left_out:
         notes.append(f"of {counted['answers']} answers {', '.join(left_out)}: left out, not scored as 0")
-    bad = [
-        f"{counted[f'{name}_replies']} {name}" for name in ("unread", "failed") if counted[f"{name}_replies"]
-    ]
-    if bad:
+    if counted["unread_replies"] or counted["failed_replies"]:
         notes.append(
-            f"of {counted['replies']} replies {', '.join(bad)} (--retry-failed asks for failed again)"
+            f"of {counted['replies']} replies {counted['unread_replies']} unread and "
+            f"{counted['failed_replies']} failed; --retry-failed asks again for what failed"
         )
     if of["labels"]:
         notes.append(", ".join(f"{label} {percent(share)} %" for label, share in of["labels"].items()))
