@@ -14,8 +14,8 @@ from prismcap.evaluate.report.prism_items import embeddable
 
 
 def render_rating_page(title: str, data: Mapping[str, Any]) -> str:
-    """data: {format, page, name, grades: {letter: meaning}, questions: [{id, question, earlier, picture: place
-    in pictures, answers: [[token, text], …]}], pictures: [data URI, …]}."""
+    """data: {format, page, name, grades: {letter: meaning}, questions: [{id, question, earlier, picture (its
+    place in pictures), answers: [[token, text], …]}], pictures: [data URI, …]}."""
     script = Markup(template("rating_script.html.j2").render())
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return template("rating.html.j2").render(
