@@ -21,6 +21,7 @@ PAIR_QUESTIONS = (
     (2, "b.jpg", "conv", 4),
     (3, "b.jpg", "complex", 5),
 )
+REFERENCES = {identity: quality for identity, _, _, quality in PAIR_QUESTIONS}
 OWL_QUESTIONS = [
     # the published file has such a bracket
     {"image": "1.jpg", "question_id": 1, "question": "Why?", "ability": "a,b", "category": ["]single_turn"]},
@@ -55,8 +56,10 @@ def write_json(path: Path, value: Any) -> str:
     return str(path)
 
 
-def write_answers(path: Path, qualities: Mapping[Any, int], key: str = "text") -> str:
-    rows = [{"question_id": one, key: f"An answer to {one} of quality {q}"} for one, q in qualities.items()]
+def write_answers(
+    path: Path, qualities: Mapping[Any, int], key: str = "text", says: str = "An answer to"
+) -> str:
+    rows = [{"question_id": one, key: f"{says} {one} of quality {q}"} for one, q in qualities.items()]
     return write_rows(path, rows)
 
 
@@ -84,9 +87,7 @@ def pair_files(folder: Path, name: str = "llava_coco") -> dict[str, Any]:
         "name": name,
         "questions": write_rows(folder / "questions.jsonl", questions),
         "contexts": write_rows(folder / "contexts.jsonl", known),
-        "references": write_answers(
-            folder / "references.jsonl", {identity: quality for identity, _, _, quality in PAIR_QUESTIONS}
-        ),
+        "references": write_answers(folder / "references.jsonl", REFERENCES, says="The reference for"),
     }
 
 
