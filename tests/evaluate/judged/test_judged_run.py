@@ -103,7 +103,7 @@ def test_what_is_known_is_not_asked_again(make_config: Make, tmp_path: Path) -> 
         assert len(server.asked) == 10
         # other prompts, and another decoding
         evaluation = load_evaluation(make_config(pair_files(tmp_path), first, server.url))
-        ask_judge(replace(evaluation, protocol=replace(evaluation.protocol, prompt_version="pair 2")))  # type: ignore[type-var]
+        ask_judge(replace(evaluation, protocol=replace(evaluation.protocol, prompt_version="pair 2")))
         assert len(server.asked) == 18
         results_of(make_config(pair_files(tmp_path), first, server.url, decoding={"max_new_tokens": 7}))
         assert len(server.asked) == 26
