@@ -123,7 +123,7 @@ def texts_by_question(
     texts: dict[str, str] = {}
     places: dict[str, str] = {}
     for row in rows:
-        said = id_of(row)
+        said = id_of(row, _id_key(row))
         if said not in ids:
             raise DataError(
                 f"{row.where}: question_id {said!r}: no such question in {questions}. Delete the row, or "
@@ -144,6 +144,11 @@ def texts_by_question(
             "{question_id, text} for each"
         )
     return texts
+
+
+def _id_key(row: Row) -> str:
+    """Descriptions of pictures may say image_id, which is then the question's id."""
+    return "image_id" if "image_id" in row.values and "question_id" not in row.values else "question_id"
 
 
 def _said(row: Row) -> str:

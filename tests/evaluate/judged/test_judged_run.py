@@ -22,6 +22,7 @@ from judged_files import (
     quality,
     vet_files,
     write_answers,
+    write_rows,
 )
 from pydantic import ValidationError
 
@@ -210,7 +211,8 @@ def test_coverage_counts_captions(make_config: Make, tmp_path: Path) -> None:
     def reply(prompt: str) -> str:
         return "Yes" if quality(prompt, "caption") <= quality(prompt, "description") else "No\nIt lacks all."
 
-    answers = {"mine": write_answers(tmp_path / "mine.jsonl", {7: 3, 9: 2})}
+    rows = [{"image_id": image, "text": f"A description of quality {q}"} for image, q in ((7, 3), (9, 2))]
+    answers = {"mine": write_rows(tmp_path / "mine.jsonl", rows)}
     with faulty(judge_of(reply)) as server:
         results = results_of(make_config(coverage_files(tmp_path), answers, server.url))
         assert len(server.asked) == 4

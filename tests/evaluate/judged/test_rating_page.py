@@ -26,6 +26,7 @@ URL.createObjectURL = (blob) => {
     blob.text().then((text) => { window.exported = text; });
     return make(blob);
 };
+HTMLAnchorElement.prototype.click = () => {};  // the test leaves no file in a folder for downloads
 """
 SHOWN = "return document.getElementById('question').textContent"
 SAID = "return document.getElementById('said').textContent"
@@ -53,7 +54,7 @@ def evaluation(config: JudgedConfig) -> Evaluation:
 def test_the_page_is_whole_and_blind(evaluation: Evaluation) -> None:
     page = rating_page(evaluation)
     assert "ours_v1" not in page and "theirs_v2" not in page
-    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?!data:)\w+:""", page) and "http" not in page
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?!data:)\w+:""", page) and "http:" not in page
     assert "default-src 'none'" in page
     found = re.search(r'<script type="application/json" id="rating-data">(.*?)</script>', page, re.S)
     assert found is not None
