@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
@@ -73,9 +73,9 @@ class Judgement:
             return "unrated"
         return "failed" if any(verdict.status == "failed" for verdict in self.verdicts) else "unread"
 
-    def share(self, raters: Iterable[str] | None = None) -> tuple[float, float] | None:
+    def share(self, raters: Collection[str] | None = None) -> tuple[float, float] | None:
         """(gained, possible), mean over parts and over raters (none: all); None where none is whole."""
-        chosen = [one for name, one in self.whole.items() if raters is None or name in set(raters)]
+        chosen = [one for name, one in self.whole.items() if raters is None or name in raters]
         readings = [verdict.reading for one in chosen for verdict in one if verdict.reading is not None]
         if not readings:
             return None
