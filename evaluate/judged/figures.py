@@ -107,7 +107,7 @@ def counts(judgements: Sequence[Judgement]) -> dict[str, Any]:
     replies = [verdict.status for judgement in judgements for verdict in judgement.verdicts]
     return {
         "answers": len(statuses),
-        **{status: statuses.count(status) for status in ("scored", "unread", "failed", "unrated")},  # type: ignore[arg-type]
+        **{status: statuses.count(status) for status in ("scored", "unread", "failed", "unrated")},
         "replies": len(replies),
         "unread_replies": replies.count("unread"),
         "failed_replies": replies.count("failed"),

@@ -93,7 +93,7 @@ def text_of(row: Row, key: str) -> str:
 def texts_of(row: Row, key: str) -> tuple[str, ...]:
     """A text, or a list of at least one. Raises DataError."""
     value = row.values.get(key)
-    texts = value if isinstance(value, list) else [value]
+    texts: list[Any] = value if isinstance(value, list) else [value]
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise DataError(f"{row.where}: {key!r} must be a text or a list of texts, found {value!r}")
     return tuple(text.strip() for text in texts)

@@ -38,9 +38,7 @@ def evaluation(make_config: Make, answers: dict[str, str], tmp_path: Path) -> Ev
     return loaded
 
 
-def export(
-    evaluation: Evaluation, path: Path, rater: str, grades: Mapping[tuple[str, str], str], **keys: Any
-) -> Path:
+def export(evaluation: Evaluation, path: Path, rater: str, grades: Mapping[tuple[str, str], str]) -> Path:
     """As the page writes it. grades: (model, question's id) -> grade."""
     ratings = [
         {"question_id": item.id, "answer": answer.token, "grade": grades[answer.models[0], item.id]}
@@ -48,7 +46,7 @@ def export(
         for answer in shown
         if (answer.models[0], item.id) in grades
     ]
-    values = {"format": FORMAT, "page": page_id(evaluation), "rater": rater, "ratings": ratings, **keys}
+    values = {"format": FORMAT, "page": page_id(evaluation), "rater": rater, "ratings": ratings}
     path.write_text(json.dumps(values))
     return path
 
@@ -170,7 +168,8 @@ def test_answers_of_any_protocol_can_be_graded(make_config: Make, tmp_path: Path
 def test_files_that_are_not_of_this_page_are_told(
     change: dict[str, Any], says: str, evaluation: Evaluation, tmp_path: Path
 ) -> None:
-    file = export(evaluation, tmp_path / "1.json", "Ada", FIRST, **change)
+    file = export(evaluation, tmp_path / "1.json", "Ada", FIRST)
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(DataError, match=says) as raised:
         score_ratings(evaluation, [file])
     assert "1.json" in str(raised.value)
