@@ -14,17 +14,20 @@ from prismcap.configs.errors import ConfigError, nearest
 from prismcap.configs.registry import component_options, describe
 from prismcap.configs.schema.ablation import AblationConfig
 from prismcap.configs.schema.base import Component
+from prismcap.configs.schema.judged import JudgedConfig
 from prismcap.configs.schema.prism import PrismConfig
 from prismcap.configs.schema.run import RunConfig
 
 PRESETS = Path(__file__).parent
 EVERY = "*"
-Kind = Literal["train", "prism", "ablation"]
+Kind = Literal["train", "prism", "ablation", "judged"]
+AnyConfig = RunConfig | PrismConfig | AblationConfig | JudgedConfig
 # by kind: what a file of it is, by which key that is seen, and what runs it
 _KINDS: dict[Kind, tuple[str, str]] = {
     "train": ("a run of training (it has `stages`)", "prismcap train"),
     "prism": ("a Prism run (it has `perceivers`)", "prismcap prism run"),
     "ablation": ("an ablation (it has `axes`)", "prismcap ablate"),
+    "judged": ("a judged evaluation (it has `protocol`)", "prismcap judge run"),
 }
 
 
@@ -187,10 +190,18 @@ def load_ablation(name: str | Path, overrides: Sequence[str] = ()) -> AblationCo
     return _checked_ablation(*read_config(name, overrides))
 
 
-def load_any(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig | PrismConfig | AblationConfig:
+def load_judged(name: str | Path, overrides: Sequence[str] = ()) -> JudgedConfig:
+    """The judged evaluation of a YAML file or preset; as load_config."""
+    return _checked_judged(*read_config(name, overrides))
+
+
+def load_any(name: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
     """A config of any kind, told apart by its keys; as load_config."""
     path, values = read_config(name, overrides)
-    return _checked_ablation(path, values) if kind_of(values) == "ablation" else checked(path, values)
+    kind = kind_of(values)
+    if kind == "ablation":
+        return _checked_ablation(path, values)
+    return _checked_judged(path, values) if kind == "judged" else checked(path, values)
 
 
 def checked(where: str | Path, values: dict[str, Any]) -> RunConfig | PrismConfig:
@@ -205,7 +216,12 @@ def is_prism(values: Mapping[str, Any]) -> bool:
 
 def kind_of(values: Mapping[str, Any]) -> Kind | None:
     """What a YAML file's keys are those of; None where they do not tell."""
-    keys: dict[str, Kind] = {"axes": "ablation", "stages": "train", "perceivers": "prism"}
+    keys: dict[str, Kind] = {
+        "axes": "ablation",
+        "stages": "train",
+        "perceivers": "prism",
+        "protocol": "judged",
+    }
     return next((kind for key, kind in keys.items() if key in values), None)
 
 
@@ -265,6 +281,18 @@ def _checked_ablation(path: Path, values: dict[str, Any]) -> AblationConfig:
     return config.model_copy(update={"run": str(place)})
 
 
+def _checked_judged(path: Path, values: dict[str, Any]) -> JudgedConfig:
+    _refuse_others(path, values, "judged", "a judged evaluation")
+    try:
+        config = JudgedConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(error, f"{path}: ", JudgedConfig)) from error
+    component_options("protocol", config.protocol, f"{path}: protocol")
+    if config.judge is not None:
+        component_options("reasoner", config.judge, f"{path}: judge")
+    return config
+
+
 def check_components(config: RunConfig, where: str) -> None:
     """Validate the options of every component that the config names."""
     model = config.model
@@ -287,7 +315,7 @@ def check_components(config: RunConfig, where: str) -> None:
         component_options(kind, component, f"{where}: {at}")
 
 
-def to_yaml(config: RunConfig | PrismConfig | AblationConfig) -> str:
+def to_yaml(config: AnyConfig) -> str:
     """The resolved config as YAML that load_any reads back to an equal config."""
     # not mode="json": that would turn keys that are numbers into strings
     values = _unshared(config.model_dump(exclude_none=True))

@@ -33,6 +33,7 @@ PACKAGES = {
     "perceiver": "prismcap.evaluate.perceivers",
     "reasoner": "prismcap.evaluate.reasoners",
     "metric": "prismcap.evaluate.metrics",
+    "protocol": "prismcap.evaluate.judged.protocols",
 }
 
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "metrics": ("metrics:metrics", "Measure a file of captions: BLEU, CIDEr, CHAIR, POPE, … with intervals."),
     "prism": ("prism:prism", "Perceive, then reason: measure the two apart on any benchmark."),
     "ablate": ("ablate:ablate", "Run an ablation: its cells, their figures, and what differs for sure."),
+    "judge": ("judge:judge", "Have answers judged, by a model or by people: LLaVA-Bench, OwlEval, …"),
     "report": ("report:report", "Draw a run, or several side by side, as one HTML page."),
     "convert": ("convert:convert", "Rewrite InternLM2 as a LLaMA, which needs no code of its own."),
     "import": ("import_:import_", "Bring released weights of LLaVA, MiniGPT-4, … into a run's folder."),

@@ -110,9 +110,7 @@ class UnitRunner:
             for name in MEASURED:
                 (self.folder / unit.id / name).unlink(missing_ok=True)
 
-    def _work(
-        self, unit: Unit, running: Status, environment: Mapping[str, str], descriptor: int
-    ) -> Status:
+    def _work(self, unit: Unit, running: Status, environment: Mapping[str, str], descriptor: int) -> Status:
         """Run what is left to do. Returns how it ended."""
         run_dir = self.folder / unit.id
         self._make_ready(unit, run_dir)

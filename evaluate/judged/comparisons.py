@@ -1,0 +1,132 @@
+"""Models against each other on the answers that both have scored: paired by question, drawn by picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prismcap.evaluate.intervals import MeanDifference
+from prismcap.evaluate.judged.figures import OVERALL, SCALE, groups_of
+from prismcap.evaluate.judged.verdicts import Judgement
+from prismcap.evaluate.statistics.clustered import effective_n
+from prismcap.evaluate.statistics.multiple import holm_by_family
+from prismcap.evaluate.statistics.power import minimum_detectable
+from prismcap.evaluate.statistics.resample import (
+    Resamples,
+    cluster_index,
+    percentile_interval,
+    sums_by_cluster,
+)
+
+MOST_EXACT = 12  # pictures whose sides are exchanged in every way: 2 ** 12 ways
+NUM_DRAWS = 10_000
+_DRAWS_AT_ONCE = 500_000  # pictures times draws
+_EQUAL = 1e-9
+
+Floats = NDArray[np.float64]
+
+
+def compare_models(by_model: Mapping[str, Sequence[Judgement]], seed: int) -> list[dict[str, Any]]:
+    """A row per two models and figure: {figure, family, a, b, difference, p, p_holm, minimum_detectable}.
+
+    difference: b - a of the figures on the common questions, with the percentile interval over pictures.
+    p: of Fisher's randomisation test (1935), which exchanges the models' answers by whole pictures.
+    p_holm: corrected within the family: the overall figures of all pairs, and those of the groups.
+    minimum_detectable: what a comparison of this size finds with 80% power at 5%, uncorrected; None where
+    the differences do not vary. Pairs without a common scored question are left out.
+    """
+    rows = []
+    for (a, of_a), (b, of_b) in combinations(by_model.items(), 2):
+        groups_b = dict(groups_of(of_b))
+        for name, group in groups_of(of_a):
+            pair = _paired(group, groups_b[name])
+            if pair is not None:
+                family = OVERALL if name == OVERALL else "groups"
+                rows.append({"figure": name, "family": family, "a": a, "b": b, **_compare(*pair, seed)})
+    corrected = holm_by_family([row["family"] for row in rows], [row["p"] for row in rows])
+    for row, p in zip(rows, corrected, strict=True):
+        row["p_holm"] = p
+    return rows
+
+
+def _paired(a: Sequence[Judgement], b: Sequence[Judgement]) -> tuple[Floats, list[str]] | None:
+    """(float [answers, 4]: gained and possible of a, then of b; pictures) of what both have scored."""
+    of_b = {judgement.item.id: judgement.share() for judgement in b}
+    values, pictures = [], []
+    for judgement in a:
+        share, other = judgement.share(), of_b.get(judgement.item.id)
+        if share is not None and other is not None:
+            values.append([*share, *other])
+            pictures.append(judgement.item.image)
+    return (np.asarray(values, dtype=np.float64), pictures) if values else None
+
+
+def _compare(values: Floats, pictures: Sequence[str], seed: int) -> dict[str, Any]:
+    index, num_pictures = cluster_index(pictures)
+    sums = sums_by_cluster(values, index, num_pictures)
+    ratios = Resamples(num_pictures, seed).ratios(sums[:, [0, 2]], sums[:, [1, 3]])
+    low, high = percentile_interval(SCALE * (ratios[:, 1] - ratios[:, 0])[:, None])
+    difference = MeanDifference(_difference(values.sum(axis=0)), float(low[0]), float(high[0]), len(values))
+    return {
+        "difference": difference.as_dict(),
+        "p": exchange_test(sums, seed),
+        "minimum_detectable": _detectable(values, pictures),
+    }
+
+
+def _difference(sums: Floats) -> float:
+    """b - a on the scale of the figures; sums [4]."""
+    return float(SCALE * (sums[2] / sums[3] - sums[0] / sums[1]))
+
+
+def exchange_test(sums: Floats, seed: int) -> float:
+    """Two-sided p of "which model gave which answers to a picture does not matter".
+
+    sums [pictures, 4]: gained and possible of a, then of b. Exact where few pictures tell the models apart,
+    else from NUM_DRAWS random exchanges, the observed one included.
+    """
+    sides, others = sums[:, :2], sums[:, 2:]
+    told = np.flatnonzero(np.abs(sides - others).max(axis=1) > _EQUAL)
+    if not len(told):
+        return 1.0
+    observed = abs(_difference(sums.sum(axis=0)))
+    far = total = 0
+    for swapped in _exchanges(len(told), seed):
+        # exchanged: what a gains where b's answers are taken for a's
+        moved = swapped.astype(np.float64) @ (others - sides)[told]
+        of_a, of_b = sides.sum(axis=0) + moved, others.sum(axis=0) - moved
+        differences = SCALE * np.abs(of_b[:, 0] / of_b[:, 1] - of_a[:, 0] / of_a[:, 1])
+        far += int((differences >= observed - _EQUAL).sum())
+        total += len(swapped)
+    return far / total if len(told) <= MOST_EXACT else (far + 1) / (total + 1)
+
+
+def _exchanges(num_pictures: int, seed: int) -> list[NDArray[np.bool_]]:
+    """bool [draws, pictures], in parts: every way, or random ones."""
+    if num_pictures <= MOST_EXACT:
+        ways = np.arange(2**num_pictures)[:, None] >> np.arange(num_pictures)
+        return [(ways & 1).astype(bool)]
+    rng = np.random.default_rng(seed)
+    size = max(1, min(NUM_DRAWS, _DRAWS_AT_ONCE // num_pictures))
+    starts = range(0, NUM_DRAWS, size)
+    return [
+        rng.integers(0, 2, size=(min(size, NUM_DRAWS - at), num_pictures), dtype=np.int8) > 0 for at in starts
+    ]
+
+
+def _detectable(values: Floats, pictures: Sequence[str]) -> float | None:
+    """By the ratios' linear parts: of shares (possible is 1) they are the differences themselves."""
+    gained_a, possible_a, gained_b, possible_b = values.T
+    ratio_a, ratio_b = gained_a.sum() / possible_a.sum(), gained_b.sum() / possible_b.sum()
+    parts = SCALE * (
+        (gained_b - ratio_b * possible_b) / possible_b.mean()
+        - (gained_a - ratio_a * possible_a) / possible_a.mean()
+    )
+    if len(parts) < 2 or parts.std() < _EQUAL:
+        return None
+    n = min(float(len(parts)), effective_n(parts.tolist(), list(pictures)))
+    return round(minimum_detectable(n, float(parts.std(ddof=1))), 6)
