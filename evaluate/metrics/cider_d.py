@@ -41,7 +41,7 @@ class CiderD:
         seen_in: Counter[NGram] = Counter()
         for of_item in references:
             seen_in.update({ngram for counts in of_item for ngram in counts})
-        rarity = defaultdict(lambda: math.log(len(items)))
+        rarity: defaultdict[NGram, float] = defaultdict(lambda: math.log(len(items)))
         rarity.update({ngram: math.log(len(items) / number) for ngram, number in seen_in.items()})
         values = []
         for item, of_item in zip(items, references, strict=True):
