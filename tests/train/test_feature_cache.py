@@ -7,6 +7,7 @@ import multiprocessing
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,8 @@ def test_a_mix_that_goes_step_by_step_is_filled_whole(make_config: Make, world: 
 
 
 def test_two_processes_fill_one_store_at_once(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the file system has no locks; elsewhere one of them waits (test_feature_lock.py)."""
+    monkeypatch.setattr(feature_cache, "filling_alone", lambda *_: nullcontext())
     monkeypatch.setattr(feature_cache, "SHARD_BYTES", 1000)
     context = multiprocessing.get_context("fork")
     config, barrier = make_config(), context.Barrier(2)
