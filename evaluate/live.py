@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ from prismcap.configs.schema.stage import StageConfig
 from prismcap.data.sources._contract import SourceContext
 from prismcap.evaluate.asking import Asked, ask, encoder_of, store_of
 from prismcap.evaluate.inference import FeatureStore
+from prismcap.evaluate.metrics._named import NamedMetric
+from prismcap.evaluate.scenes.caption_metrics import build_metrics, measure_captions, try_metrics
 from prismcap.evaluate.scenes.figures import Result, figure_values, figures_of
 from prismcap.evaluate.scenes.items import Item, split_items
 from prismcap.model.captioner import Captioner
@@ -38,14 +40,16 @@ class LiveEvaluation:
     stage: StageConfig
     evaluation: EvaluationConfig
     items: Mapping[str, list[Item]]  # by split
+    seed: int
+    metrics: Sequence[NamedMetric] = ()
     _store: FeatureStore | None = field(default=None, init=False, repr=False)
 
     @classmethod
-    def of(cls, config: RunConfig, stage_name: str) -> LiveEvaluation:
-        """For a stage that has `evaluate`. No picture is drawn yet.
+    def of(cls, config: RunConfig, stage_name: str, device: str = "cpu") -> LiveEvaluation:
+        """For a stage that has `evaluate`. No picture is drawn yet. device: of metrics that are models.
 
-        Raises ConfigError for a source without scene graphs or without items, and for a `best` that none of
-        the figures is called.
+        Raises ConfigError for a source without scene graphs or without items, for a metric that cannot be
+        measured, and for a `best` that none of the figures is called.
         """
         stage = config.stages[stage_name]
         plan, evaluation = stage.evaluate, config.evaluation
@@ -55,24 +59,28 @@ class LiveEvaluation:
             split: split_items(split, evaluation.splits[split], context, plan.num_items)
             for split in plan.splits
         }
-        live = cls(stage_name, stage, evaluation, items)
+        where = f"stages.{stage_name}.evaluate"
+        metrics = build_metrics(evaluation, where, device, plan.metrics)
+        live = cls(stage_name, stage, evaluation, items, config.seed, metrics)
         if plan.best is not None and plan.best not in live.names():
             raise ConfigError(
-                f"stages.{stage_name}.evaluate.best: the items make no figure {plan.best!r}."
-                f"{nearest(plan.best, live.names())}"
+                f"{where}.best: the items make no figure {plan.best!r}.{nearest(plan.best, live.names())}"
             )
         return live
 
     def names(self) -> list[str]:
-        """Of the figures, `<split>.<figure>`."""
+        """Of the figures, `<split>.<figure>`, and `<split>.<metric>.<figure>` of those that one true caption
+        makes. Raises as Metric.figures."""
         return [
-            f"{split}.{figure.name}" for split, items in self.items.items() for figure in figures_of(items)
+            f"{split}.{name}"
+            for split, items in self.items.items()
+            for name in [*(figure.name for figure in figures_of(items)), *try_metrics(self.metrics, items)]
         ]
 
     def figures(
         self, captioner: Captioner, rank: int = 0, world_size: int = 1, gather: Gather = alone
     ) -> dict[str, dict[str, Any]]:
-        """{rate, low, high, n} by <split>.<figure>, each item with its own picture.
+        """{rate or mean, low, high, n} by <split>.<figure>, each item with its own picture.
 
         Use inside the engine's eval_context. Of several processes each asks its part of the items, not in
         step; every one gets the figures of all.
@@ -88,13 +96,13 @@ class LiveEvaluation:
             Result(item, control, *said[index % world_size][index // world_size], shown)
             for index, (control, item, shown) in enumerate(asked)
         ]
-        return {
-            f"{split}.{figure.name}": _rate(
-                figure_values(figure, [result for result in everything if result.item.split == split])
-            )
-            for split, items in self.items.items()
-            for figure in figures_of(items)
-        }
+        found: dict[str, dict[str, Any]] = {}
+        for split, items in self.items.items():
+            results = [result for result in everything if result.item.split == split]
+            values = {figure.name: figure_values(figure, results) for figure in figures_of(items)}
+            values |= measure_captions(self.metrics, results, self.seed).values
+            found |= {f"{split}.{name}": _kept(value) for name, value in values.items()}
+        return found
 
     def _features(self, captioner: Captioner) -> FeatureStore:
         if self._store is None or captioner.trains_encoder:
@@ -102,5 +110,5 @@ class LiveEvaluation:
         return self._store
 
 
-def _rate(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: values[key] for key in ("rate", "low", "high", "n") if key in values}
+def _kept(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: values[key] for key in ("rate", "mean", "low", "high", "n") if key in values}

@@ -12,7 +12,7 @@ from prismcap.train.figures import Figures
 
 def measure_of(config: RunConfig, stage: str, ranks: Ranks) -> Measure:
     """The `measure_of` of run_training: the items of a stage's `evaluate`, a part of them on every rank."""
-    live = LiveEvaluation.of(config, stage)
+    live = LiveEvaluation.of(config, stage, str(ranks.device))
 
     def measure(captioner: Captioner) -> Figures:
         return live.figures(captioner, ranks.rank, ranks.world_size, ranks.gather)

@@ -285,7 +285,9 @@ class _StageRun:
             return []
         if self.measure_of is None:
             raise ConfigError(f"stages.{self.name}.evaluate: what starts this run measures nothing")
+        undisturbed = RandomState.take()  # metrics may be models, which are made with random numbers
         measure = self.measure_of(self.config, self.name, self.ranks)
+        undisturbed.put_back()
         stages, run_dir = tuple(self.config.stages), self.folder.parent
         before = self.ranks.on_first(lambda: jsonl.evaluations_up_to(run_dir, stages, self.name, step))
         return [StageEvaluations(plan, measure, captioner, self.ranks, sinks, best, before)]

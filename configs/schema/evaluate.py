@@ -16,6 +16,9 @@ class StageEvaluationConfig(Section):
     num_items: int = Field(
         default=64, ge=1, description="items of each kind of text, the split's first ones; at most its own"
     )
+    metrics: tuple[str, ...] = Field(
+        default=(), description="of the run's evaluation.metrics, by name: measured of the captions too"
+    )
     max_share: float = Field(
         default=0.1,
         gt=0,
@@ -25,7 +28,8 @@ class StageEvaluationConfig(Section):
     )
     best: str | None = Field(
         default=None,
-        description="<split>.<figure>: the stage ends with the weights of the step where this was best",
+        description="<split>.<figure>, of metrics <split>.<metric>.<figure>: the stage ends with the weights "
+        "of the step where this was best",
     )
     higher_is_better: bool = Field(default=True, description="of the figure that `best` names")
 

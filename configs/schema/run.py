@@ -121,7 +121,7 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _stages_evaluate_splits_of_the_run(self) -> RunConfig:
+    def _stages_evaluate_what_the_run_does(self) -> RunConfig:
         splits = self.evaluation.splits if self.evaluation else {}
         for stage, config in self.stages.items():
             for name in config.evaluate.splits if config.evaluate else ():
@@ -129,6 +129,13 @@ class RunConfig(Section):
                     raise ValueError(
                         f"stages.{stage}.evaluate.splits: no split {name!r} in evaluation.splits."
                         f"{nearest(name, splits) or ' Add the section evaluation.'}"
+                    )
+            metrics = [metric_key(one.name) for one in self.evaluation.metrics] if self.evaluation else []
+            for name in config.evaluate.metrics if config.evaluate else ():
+                if name not in metrics:
+                    raise ValueError(
+                        f"stages.{stage}.evaluate.metrics: no metric {name!r} in evaluation.metrics."
+                        f"{nearest(name, metrics) or ' Add it there.'}"
                     )
         return self
 

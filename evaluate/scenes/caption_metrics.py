@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from prismcap.configs.errors import ConfigError
-from prismcap.configs.schema.run import EvaluationConfig
+from prismcap.configs.schema.run import EvaluationConfig, metric_key
 from prismcap.data.scenes.text import CAPTION_KINDS
 from prismcap.data.schema import ImageRef
 from prismcap.evaluate.metrics._contract import CaptionItem, ItemFigure, MetricContext, Need
@@ -29,14 +29,18 @@ class MeasuredCaptions:
     of_items: dict[str, list[tuple[Item, float]]] = field(default_factory=dict)
 
 
-def build_metrics(evaluation: EvaluationConfig, path: str, device: str) -> list[NamedMetric]:
-    """The metrics of the config, none loaded yet.
+def build_metrics(
+    evaluation: EvaluationConfig, path: str, device: str, names: Collection[str] | None = None
+) -> list[NamedMetric]:
+    """The metrics of the config, none loaded yet. names: these alone, by metric_key.
 
     Raises ConfigError as build_metric, and for one that needs what no scene has.
     """
     context = MetricContext(device=device, batch_size=evaluation.batch_size)
     found = []
     for position, component in enumerate(evaluation.metrics):
+        if names is not None and metric_key(component.name) not in names:
+            continue
         metric = build_metric(component, context, f"{path}: evaluation.metrics.{position}")
         absent = ", ".join(sorted(metric.metric.needs - GIVEN))
         if absent:
@@ -48,14 +52,14 @@ def build_metrics(evaluation: EvaluationConfig, path: str, device: str) -> list[
     return found
 
 
-def try_metrics(metrics: Sequence[NamedMetric], items: Sequence[Item]) -> None:
+def try_metrics(metrics: Sequence[NamedMetric], items: Sequence[Item]) -> list[str]:
     """One true caption through every metric: what one lacks (a package, a program, weights) shows before an
-    hour of work, not after. Raises as Metric.figures."""
+    hour of work, not after. Returns the figures' names. Raises as Metric.figures."""
     for item in items:
         if item.kind in CAPTION_KINDS:
-            for metric in metrics:
-                metric.figures([_caption(item, item.truth, "none", "")])
-            return
+            caption = _caption(item, item.truth, "none", "")
+            return [name for metric in metrics for name in metric.figures([caption])]
+    return []
 
 
 def measure_captions(
