@@ -1,4 +1,4 @@
-"""A run goes on with what another has trained: its finished stages and their records of steps."""
+"""A run goes on with what another has trained: its finished stages, and the records of their steps."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from prismcap.configs.files import replace_text, sync_folder
 from prismcap.train.checkpoint import FINAL, UNFINISHED, DamagedError, remove_unfinished, verify
+from prismcap.train.sinks.jsonl import EVALUATIONS
 from prismcap.train.sinks.jsonl import NAME as LOG_NAME
 
 
@@ -25,7 +26,8 @@ def is_whole(final: Path) -> bool:
 
 
 def adopt(source: Path, target: Path, stages: Sequence[str]) -> None:
-    """Give the run folder `target` the finished `stages` of the run folder `source`, and their log records.
+    """Give the run folder `target` the finished `stages` of the run folder `source`, and their records
+    in log.jsonl and evaluations.jsonl.
 
     By hard links where the file system has them, else copies; each appears whole or not at all, and what
     `target` has whole stays. Raises DamagedError where the source is not what was written, OSError.
@@ -36,7 +38,9 @@ def adopt(source: Path, target: Path, stages: Sequence[str]) -> None:
     if not needed:
         return
     # first: a stage that is there stands for its records being there too
-    _adopt_log(source / LOG_NAME, target / LOG_NAME, stages)
+    for name in (LOG_NAME, EVALUATIONS):
+        if (source / name).is_file():
+            _adopt_records(source / name, target / name, stages)
     for stage in needed:
         verify(source / stage / FINAL)
         aside = target / f"{UNFINISHED}{stage}"
@@ -58,7 +62,7 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _adopt_log(source: Path, target: Path, stages: Sequence[str]) -> None:
+def _adopt_records(source: Path, target: Path, stages: Sequence[str]) -> None:
     """The source's records of these stages, then those that the target has of others."""
     theirs = [line for line in _lines(source) if _stage_of(line) in stages]
     own = [line for line in _lines(target) if _stage_of(line) not in (*stages, None)]

@@ -44,6 +44,14 @@ def test_a_stage_comes_with_its_records_and_takes_no_room(finished: Path, tmp_pa
     assert stages_in_log(tmp_path / "cell") == [("align", step) for step in range(1, 5)]
 
 
+def test_what_was_measured_while_a_stage_trained_comes_too(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    lines = [json.dumps({"stage": stage, "step": 2, "figures": {}}) for stage in ("align", "instruct")]
+    (run / "evaluations.jsonl").write_text("\n".join(lines) + "\n")
+    adopt(run, tmp_path / "cell", ["align"])
+    assert (tmp_path / "cell/evaluations.jsonl").read_text() == f"{lines[0]}\n"
+
+
 def test_without_hard_links_it_is_copied(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
