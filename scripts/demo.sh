@@ -69,5 +69,5 @@ prismcap caption "$run/model" "$run/pictures" --limit 6
 
 say "Drawing the report"
 prismcap report "$run"
-[ "$run" != checkpoints/demo ] || echo "What are its descriptions worth to a reader? scripts/demo_prism.sh (about 10 minutes more)"
+[ "$run" != checkpoints/demo ] || echo "What are its descriptions worth to a reader? scripts/demo_prism.sh (about 8 minutes more)"
 say "Done. The report: $PWD/$run/report.html"

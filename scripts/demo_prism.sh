@@ -2,7 +2,7 @@
 # Prism on the demo's captioner: it describes held-out scenes, and a rule and SmolLM2 (in the process, and behind
 # an OpenAI-compatible server that this script starts) answer questions from its descriptions alone.
 # Can be stopped and run again at any point: what was answered is not asked again.
-#   scripts/demo_prism.sh [key.sub=value …]      about 10 minutes on 2 CPU cores, after scripts/demo.sh
+#   scripts/demo_prism.sh [key.sub=value …]      about 8 minutes on 2 CPU cores, after scripts/demo.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
