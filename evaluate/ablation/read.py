@@ -19,7 +19,7 @@ from prismcap.evaluate.report.read import Record, read_object
 
 PLAN, CONFIG = "plan.json", "ablation.yaml"
 STATES = ("done", "running", "waiting", "failed")
-PLAN_AGAIN = "`prismcap ablate CONFIG --dry-run` writes it anew."
+PLAN_AGAIN = "`prismcap ablate CONFIG` writes it anew."
 _NOTHING = Measured({}, {})
 
 
