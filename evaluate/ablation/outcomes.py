@@ -54,7 +54,7 @@ def read_trained(folder: Path, seed: int = 0) -> Measured:
     metrics = {}
     if (folder / METRICS).exists():
         metrics = read_object(folder / METRICS, "written by prismcap evaluate", EVALUATE_AGAIN)
-    figures = {}
+    figures: dict[str, Figure] = {}
     for split, values in metrics.items():
         if split != ABOUT and isinstance(values, dict):
             figures |= dict(_figures(split, values))
