@@ -51,10 +51,10 @@ def read_trained(folder: Path, seed: int = 0) -> Measured:
     Raises DataError naming the file and line that is damaged.
     """
     outcomes = _outcomes(folder / OUTCOMES)
-    metrics = {}
+    metrics: Record = {}
     if (folder / METRICS).exists():
         metrics = read_object(folder / METRICS, "written by prismcap evaluate", EVALUATE_AGAIN)
-    figures = {}
+    figures: dict[str, Figure] = {}
     for split, values in metrics.items():
         if split != ABOUT and isinstance(values, dict):
             figures |= dict(_figures(split, values))

@@ -113,7 +113,7 @@ def _plan(path: Path) -> Record:
             f"{path}: missing. Is {path.parent} the folder of an ablation, <output_dir>/<name>? {PLAN_AGAIN}"
         )
     plan = read_object(path, "written by prismcap ablate", PLAN_AGAIN)
-    needed = {"name": str, "question": str, "combine": str, "cost": str}
+    needed: dict[str, type] = {"name": str, "question": str, "combine": str, "cost": str}
     needed |= {"figures": list, "axes": dict, "cells": list, "units": list}
     for key, kind in needed.items():
         if not isinstance(plan.get(key), kind):

@@ -179,8 +179,8 @@ def _estimate(
     """counts: seeds, items, clusters."""
     try:
         from scipy.stats import t
-    except ImportError as error:
-        raise MissingExtraError("scipy", "eval", "an interval over seeds and items") from error
+    except ImportError as missing:
+        raise MissingExtraError("scipy", "eval", "an interval over seeds and items") from missing
     error = math.sqrt(variance)
     if error < _NO_SPREAD and bounds is not None:
         error, df = wilson(0, counts[2]).high / Z_95, math.inf
