@@ -51,7 +51,7 @@ def read_trained(folder: Path, seed: int = 0) -> Measured:
     Raises DataError naming the file and line that is damaged.
     """
     outcomes = _outcomes(folder / OUTCOMES)
-    metrics = {}
+    metrics: Record = {}
     if (folder / METRICS).exists():
         metrics = read_object(folder / METRICS, "written by prismcap evaluate", EVALUATE_AGAIN)
     figures: dict[str, Figure] = {}

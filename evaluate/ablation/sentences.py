@@ -34,7 +34,7 @@ def caveats_of(effect: Mapping[str, Any]) -> list[str]:
     found = []
     if effect["n_seeds"] == 1:
         found.append("one seed: seeds were not varied, and the interval is over items alone")
-    if effect["n_seeds"] == 2:
+    if effect["n_seeds"] == 2 and effect["design"] == "crossed":
         found.append("two seeds: should they agree by chance, the interval is too narrow")
     if effect["design"] == "seeds":
         found.append("one cluster of items: the interval is over seeds alone")

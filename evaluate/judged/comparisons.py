@@ -7,27 +7,23 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prismcap.evaluate.intervals import MeanDifference
 from prismcap.evaluate.judged.figures import OVERALL, SCALE, groups_of
 from prismcap.evaluate.judged.verdicts import Judgement
 from prismcap.evaluate.statistics.clustered import effective_n
 from prismcap.evaluate.statistics.multiple import holm_by_family
+from prismcap.evaluate.statistics.paired import exchange_test
 from prismcap.evaluate.statistics.power import minimum_detectable
 from prismcap.evaluate.statistics.resample import (
+    Floats,
     Resamples,
     cluster_index,
     percentile_interval,
     sums_by_cluster,
 )
 
-MOST_EXACT = 12  # pictures whose sides are exchanged in every way: 2 ** 12 ways
-NUM_DRAWS = 10_000
-_DRAWS_AT_ONCE = 500_000  # pictures times draws
 _EQUAL = 1e-9
-
-Floats = NDArray[np.float64]
 
 
 def compare_models(by_model: Mapping[str, Sequence[Judgement]], seed: int) -> list[dict[str, Any]]:
@@ -70,52 +66,19 @@ def _compare(values: Floats, pictures: Sequence[str], seed: int) -> dict[str, An
     sums = sums_by_cluster(values, index, num_pictures)
     ratios = Resamples(num_pictures, seed).ratios(sums[:, [0, 2]], sums[:, [1, 3]])
     low, high = percentile_interval(SCALE * (ratios[:, 1] - ratios[:, 0])[:, None])
-    difference = MeanDifference(_difference(values.sum(axis=0)), float(low[0]), float(high[0]), len(values))
+    of_a, of_b = sums[:, :2], sums[:, 2:]
+    mean = float(_figure(of_b.sum(axis=0)) - _figure(of_a.sum(axis=0)))
+    difference = MeanDifference(mean, float(low[0]), float(high[0]), len(values))
     return {
         "difference": difference.as_dict(),
-        "p": exchange_test(sums, seed),
+        "p": exchange_test(of_a, of_b, _figure, seed),
         "minimum_detectable": _detectable(values, pictures),
     }
 
 
-def _difference(sums: Floats) -> float:
-    """b - a on the scale of the figures; sums [4]."""
-    return float(SCALE * (sums[2] / sums[3] - sums[0] / sums[1]))
-
-
-def exchange_test(sums: Floats, seed: int) -> float:
-    """Two-sided p of "which model gave which answers to a picture does not matter".
-
-    sums [pictures, 4]: gained and possible of a, then of b. Exact where few pictures tell the models apart,
-    else from NUM_DRAWS random exchanges, the observed one included.
-    """
-    sides, others = sums[:, :2], sums[:, 2:]
-    told = np.flatnonzero(np.abs(sides - others).max(axis=1) > _EQUAL)
-    if not len(told):
-        return 1.0
-    observed = abs(_difference(sums.sum(axis=0)))
-    far = total = 0
-    for swapped in _exchanges(len(told), seed):
-        # exchanged: what a gains where b's answers are taken for a's
-        moved = swapped.astype(np.float64) @ (others - sides)[told]
-        of_a, of_b = sides.sum(axis=0) + moved, others.sum(axis=0) - moved
-        differences = SCALE * np.abs(of_b[:, 0] / of_b[:, 1] - of_a[:, 0] / of_a[:, 1])
-        far += int((differences >= observed - _EQUAL).sum())
-        total += len(swapped)
-    return far / total if len(told) <= MOST_EXACT else (far + 1) / (total + 1)
-
-
-def _exchanges(num_pictures: int, seed: int) -> list[NDArray[np.bool_]]:
-    """bool [draws, pictures], in parts: every way, or random ones."""
-    if num_pictures <= MOST_EXACT:
-        ways = np.arange(2**num_pictures)[:, None] >> np.arange(num_pictures)
-        return [(ways & 1).astype(bool)]
-    rng = np.random.default_rng(seed)
-    size = max(1, min(NUM_DRAWS, _DRAWS_AT_ONCE // num_pictures))
-    starts = range(0, NUM_DRAWS, size)
-    return [
-        rng.integers(0, 2, size=(min(size, NUM_DRAWS - at), num_pictures), dtype=np.int8) > 0 for at in starts
-    ]
+def _figure(sums: Floats) -> Floats:
+    """On the scale of the figures; sums [..., 2]: gained and possible."""
+    return SCALE * np.asarray(sums[..., 0] / sums[..., 1])
 
 
 def _detectable(values: Floats, pictures: Sequence[str]) -> float | None:

@@ -8,8 +8,8 @@ Source: two-way random effects without replication, by mean squares (Searle, Cas
 Components, 1992, chapter 4). The limits of the two parts, each with its own t quantile, are added as squares
 (Howe, JASA 1974). Satterthwaite's degrees of freedom for their sum (1946) would be narrower: they are taken
 from the same few seeds as the variance, and where these happen to agree they pass for many; of three seeds
-that matter, the interval then covers as little as 92%. As it is, it covers 93 to 97% with three seeds or
-more; two can agree by chance, and may leave it at 91%.
+that matter, the interval then covers as little as 92%. As it is, it covers 93 to 97% with three
+seeds or more and many items (98% of a dozen); two can agree by chance, and may leave it at 91%.
 """
 
 from __future__ import annotations
@@ -179,8 +179,8 @@ def _estimate(
     """counts: seeds, items, clusters."""
     try:
         from scipy.stats import t
-    except ImportError as absent:
-        raise MissingExtraError("scipy", "eval", "an interval over seeds and items") from absent
+    except ImportError as missing:
+        raise MissingExtraError("scipy", "eval", "an interval over seeds and items") from missing
     error = math.sqrt(variance)
     if error < _NO_SPREAD and bounds is not None:
         error, df = wilson(0, counts[2]).high / Z_95, math.inf

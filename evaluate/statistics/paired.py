@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from prismcap.evaluate.statistics.resample import (
     sums_by_cluster,
 )
 
+MOST_EXACT = 12  # clusters whose sides are exchanged in every way: 2 ** 12 ways
 _EXCHANGED_AT_ONCE = 1_000_000  # sides of clusters: 8 MB as floats
 
 
@@ -115,27 +116,39 @@ def exchange_test(
 ) -> float:
     """Two-sided p-value of "it does not matter which side is which" for any statistic of sums.
 
-    a, b: sums [clusters, columns] of either side; statistic: [..., columns] -> [...]. Every draw exchanges
-    the sides of each cluster with probability 1/2; the p-value is the share of draws, the observed one among
-    them, whose difference is as large as the observed (approximate randomisation: Noreen, Computer Intensive
-    Methods for Testing Hypotheses, 1989), so it is never below 1 / (num_exchanges + 1). A draw whose
-    statistic is not finite counts as one as large. The same seed gives the same value.
+    a, b: sums [clusters, columns] of either side; statistic: [..., columns] -> [...]. Where up to MOST_EXACT
+    clusters differ, their sides are exchanged in every way (Fisher's randomisation test, 1935): the p-value
+    is the share of ways whose difference is as large as the observed. Else every draw exchanges each of them
+    with probability 1/2, and the observed one counts among the draws (Noreen, Computer Intensive Methods for
+    Testing Hypotheses, 1989), so it is never below 1 / (num_exchanges + 1). A draw whose statistic is not
+    finite counts as one as large. The same seed gives the same value.
     """
-    moved, of_a, of_b = b - a, a.sum(axis=0), b.sum(axis=0)
-    if not moved.any():
+    told = np.flatnonzero((a != b).any(axis=1))
+    if not len(told):
         return 1.0
-    rng = np.random.default_rng(seed)
-    chunk = max(1, _EXCHANGED_AT_ONCE // len(a))
-    as_large = 1
+    moved, of_a, of_b = (b - a)[told], a.sum(axis=0), b.sum(axis=0)
+    exact = len(told) <= MOST_EXACT
+    as_large, total = (0, 0) if exact else (1, 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         observed = abs(float(statistic(of_b) - statistic(of_a)))
         least = observed - 1e-9 * observed - 1e-12  # sums in another order round otherwise
-        for start in range(0, num_exchanges, chunk):
-            size = min(chunk, num_exchanges - start)
-            crossed = rng.integers(0, 2, size=(size, len(a)), dtype=np.int8).astype(np.float64) @ moved
+        for swapped in _exchanges(len(told), seed, None if exact else num_exchanges):
+            crossed = swapped.astype(np.float64) @ moved
             found = np.abs(statistic(of_b - crossed) - statistic(of_a + crossed))
-            as_large += size - int((found < least).sum())
-    return as_large / (num_exchanges + 1)
+            as_large += len(swapped) - int((found < least).sum())
+            total += len(swapped)
+    return as_large / total
+
+
+def _exchanges(num_clusters: int, seed: int, num_draws: int | None) -> Iterator[NDArray[np.int8]]:
+    """[draws, clusters] of 0 and 1, in parts: `num_draws` random ones, or every way."""
+    if num_draws is None:
+        yield (np.arange(2**num_clusters)[:, None] >> np.arange(num_clusters) & 1).astype(np.int8)
+        return
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _EXCHANGED_AT_ONCE // num_clusters)
+    for start in range(0, num_draws, chunk):
+        yield rng.integers(0, 2, size=(min(chunk, num_draws - start), num_clusters), dtype=np.int8)
 
 
 def _sign_flip(sums: Floats) -> float:
