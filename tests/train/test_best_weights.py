@@ -329,11 +329,13 @@ def killed(world: Path, tmp_path_factory: pytest.TempPathFactory, launch: Any) -
     return out
 
 
+@pytest.mark.slow
 def test_every_kill_was_one(killed: Path) -> None:
     codes = json.loads((killed / "codes.json").read_text())
     assert codes == [0, *(-9 if die else 0 for die in DEATHS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["align", "instruct"])
 def test_killed_at_any_moment_the_best_is_that_of_the_whole_run(killed: Path, stage: str) -> None:
     whole, other = killed / "whole" / stage, killed / "killed" / stage
@@ -343,6 +345,7 @@ def test_killed_at_any_moment_the_best_is_that_of_the_whole_run(killed: Path, st
     assert sorted(path.name for path in whole.iterdir()) == sorted(path.name for path in other.iterdir())
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_records_and_losses_are_those_of_the_whole_run(killed: Path) -> None:
     def records(name: str) -> list[dict[str, Any]]:
         return [{**record, "time_s": 0, "share": 0} for record in evaluations(killed / name)]
