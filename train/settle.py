@@ -15,7 +15,8 @@ from prismcap.train.runfolder import CONFIG, run_folder
 
 log = logging.getLogger(__name__)
 
-# Row lengths by device. Chosen, and not measured yet: `prismcap bench rows` is there for it.
+# Row lengths by device. cpu: of 1,024 to 4,096 the one with the least memory, since all are as fast
+# (`prismcap bench rows`, docs/bench.md). cuda: chosen, and not measured yet.
 ROW_TOKENS = {"cpu": 1024, "cuda": 4096}
 
 
