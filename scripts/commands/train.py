@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from prismcap.train.distributed import Ranks
+    from prismcap.train.run import BeforeStage, BeforeTraining
 
 
 @click.command()
@@ -40,24 +46,20 @@ def train(
     on with --resume auto. For several processes:
     torchrun --nproc-per-node N -m prismcap.scripts.train CONFIG …
     """
-    import logging
     import os
     import sys
-    from functools import partial
 
     # loader workers are forked after the tokenizer was used; its own threads would not survive that
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from prismcap.configs.errors import ConfigError, nearest
     from prismcap.configs.load import load_config
     from prismcap.data.schema import DataError
-    from prismcap.scripts.evaluating import check_evaluations, measure_of
-    from prismcap.scripts.exporting import dry_export as dry_export_hook
+    from prismcap.scripts.evaluating import measure_of
     from prismcap.train.allocator import keep_freed_memory
     from prismcap.train.checkpoint import SaveError
     from prismcap.train.distributed import process_group
-    from prismcap.train.doctor.checkup import check_before_stage, check_before_training
     from prismcap.train.engines._contract import BadStepError
-    from prismcap.train.run import BeforeTraining, run_training
+    from prismcap.train.run import run_training
     from prismcap.train.signals import StoppedError
 
     loaded = load_config(config, overrides)
@@ -65,23 +67,13 @@ def train(
         raise ConfigError(f"--until {until}: {config} has no such stage.{nearest(until, loaded.stages)}")
     keep_freed_memory()
     with process_group() as ranks:
-        level = logging.INFO if ranks.is_first else logging.ERROR
-        logging.basicConfig(level=logging.WARNING, format="%(message)s")
-        logging.getLogger("prismcap").setLevel(level)
-        hooks: list[BeforeTraining] = [check_evaluations]
-        if dry_export:
-            hooks.append(dry_export_hook(logging.getLogger("prismcap.export").info))
-        stage_hooks = []
-        if doctor:
-            say = logging.getLogger("prismcap.doctor").info
-            hooks.append(partial(check_before_training, ranks=ranks, say=say, colour=sys.stderr.isatty()))
-            stage_hooks = [partial(check_before_stage, ranks=ranks, say=say)]
+        before_training, before_stage = _hooks(ranks, dry_export, doctor)
         try:
             run_dir = run_training(
                 loaded,
                 resume,
-                before_training=hooks,
-                before_stage=stage_hooks,
+                before_training=before_training,
+                before_stage=before_stage,
                 ranks=ranks,
                 measure_of=measure_of,
                 last_stage=until,
@@ -99,3 +91,27 @@ def train(
             ) from error
         if ranks.is_first:
             click.echo(f"Trained: {run_dir}")
+
+
+def _hooks(ranks: Ranks, dry_export: bool, doctor: bool) -> tuple[list[BeforeTraining], list[BeforeStage]]:
+    """What looks at a run before it trains and before each stage; it speaks through the log of rank 0."""
+    import logging
+    import sys
+    from functools import partial
+
+    from prismcap.scripts.evaluating import check_evaluations
+    from prismcap.scripts.exporting import dry_export as dry_export_hook
+    from prismcap.train.doctor.checkup import check_before_stage, check_before_training
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("prismcap").setLevel(logging.INFO if ranks.is_first else logging.ERROR)
+    before_training: list[BeforeTraining] = [check_evaluations]
+    before_stage: list[BeforeStage] = []
+    if dry_export:
+        before_training.append(dry_export_hook(logging.getLogger("prismcap.export").info))
+    if doctor:
+        say = logging.getLogger("prismcap.doctor").info
+        colour = sys.stderr.isatty()
+        before_training.append(partial(check_before_training, ranks=ranks, say=say, colour=colour))
+        before_stage.append(partial(check_before_stage, ranks=ranks, say=say))
+    return before_training, before_stage
