@@ -58,6 +58,7 @@ FREE = [
     ("On the left there is a tiger, on the right a hammer.", "tiger left, hammer right"),
     ("On the left there is a tiger, and a hammer is on the right.", "tiger left, hammer right"),
     ("There is a tiger on the left and on the right is a hammer.", "tiger left, hammer right"),
+    ("On the left are a tiger and a drum, on the right a hammer.", "tiger left, drum, hammer right"),
     (
         "A big tiger sits in the upper-left corner; two apples lie at the bottom.",
         "tiger top left, apple bottom",
