@@ -42,7 +42,6 @@ def adopt(source: Path, target: Path, stages: Sequence[str]) -> None:
         if (source / name).is_file():
             _adopt_records(source / name, target / name, stages)
     for stage in needed:
-        verify(source / stage / FINAL)
         aside = target / f"{UNFINISHED}{stage}"
         shutil.copytree(source / stage / FINAL, aside, copy_function=_link_or_copy)
         verify(aside)
