@@ -62,9 +62,10 @@ class LiveEvaluation:
         where = f"stages.{stage_name}.evaluate"
         metrics = build_metrics(evaluation, where, device, plan.metrics)
         live = cls(stage_name, stage, evaluation, items, config.seed, metrics)
-        if plan.best is not None and plan.best not in live.names():
+        names = live.names()  # tries the metrics: what one lacks shows before the first step
+        if plan.best is not None and plan.best not in names:
             raise ConfigError(
-                f"{where}.best: the items make no figure {plan.best!r}.{nearest(plan.best, live.names())}"
+                f"{where}.best: the items make no figure {plan.best!r}.{nearest(plan.best, names)}"
             )
         return live
 

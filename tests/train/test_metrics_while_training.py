@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from evaluated_runs import drawn_scenes, evaluate_override, evaluations, losses
 
-from prismcap.configs.errors import ConfigError
+from prismcap.configs.errors import ConfigError, DataError
 from prismcap.configs.schema.run import RunConfig
 from prismcap.evaluate.live import LiveEvaluation
 from prismcap.evaluate.run import evaluate_run
@@ -30,9 +30,9 @@ def tiny_runs() -> Iterator[None]:
         yield
 
 
-def with_metrics(*names: str) -> str:
+def with_metrics(*names: str, others: Sequence[dict[str, str]] = ()) -> str:
     split = {"source": {"name": "drawn_scenes_source.drawn", "num_scenes": 30}, "num_items": 4}
-    metrics = [{"name": name} for name in names]
+    metrics = [*({"name": name} for name in names), *others]
     section = {"splits": {"held_out": split}, "metrics": metrics, "batch_size": 4, "max_new_tokens": 6}
     return f"evaluation={json.dumps(section)}"
 
@@ -72,3 +72,10 @@ def test_a_metric_or_figure_that_the_run_does_not_measure_is_named(make_config: 
     unmeasured = evaluate_override("instruct", best=WORDS)
     with pytest.raises(ConfigError, match=r"the items make no figure 'held_out\.length\.words'"):
         LiveEvaluation.of(make_config(with_metrics("length"), unmeasured), "instruct")
+
+
+def test_a_metric_that_lacks_something_says_so_before_the_first_step(make_config: Make) -> None:
+    broken = {"name": "counted_metrics.needy", "broken": "no program"}
+    config = make_config(with_metrics(others=[broken]), evaluate_override("instruct", metrics=["needy"]))
+    with pytest.raises(DataError, match="the program is not there"):
+        LiveEvaluation.of(config, "instruct")
