@@ -16,6 +16,7 @@ from PIL import Image
 from prismcap.configs.errors import DataError
 from prismcap.configs.files import replace_text
 
+METRIC_IDS = "metrics"  # of `about`: identities of the caption metrics, by name
 ABOUT = "about"  # the one key of metrics.json that holds no figures
 METRICS, CAPTIONS, PICTURES = "metrics.json", "captions.jsonl", "pictures"
 OUTCOMES = "outcomes.jsonl"  # see outcomes.py
@@ -75,11 +76,14 @@ def weights_id(run_dir: Path, stage: str) -> str:
     return digest.hexdigest()
 
 
-def measured_before(run_dir: Path, weights: str, quick: bool) -> tuple[dict[str, Any], set[str]]:
+def measured_before(
+    run_dir: Path, weights: str, quick: bool, metrics: Mapping[str, str]
+) -> tuple[dict[str, Any], set[str]]:
     """The `about` of metrics.json and the keys there that need not be measured again: of these weights.
 
     Not those that were limited, nor those whose label, of a quick config or not, would be another now, nor
-    rates without the file of their outcomes. Both are empty when no key is left, or no file can be read.
+    splits without the file of their outcomes or with other caption metrics (identities by name) than those of
+    now. Both are empty when no key is left, or no file can be read.
     """
     with _writing(run_dir / METRICS):
         old = _read_json(run_dir / METRICS)
@@ -88,7 +92,7 @@ def measured_before(run_dir: Path, weights: str, quick: bool) -> tuple[dict[str,
         return {}, set()
     whole = old.keys() - {ABOUT, *about.get("limited_in", [])}
     held = {key for key in whole if (key in about.get("quick_in", [])) == quick}
-    if not (run_dir / OUTCOMES).is_file():
+    if not (run_dir / OUTCOMES).is_file() or _other_metrics(about, {METRIC_IDS: metrics}):
         held = {key for key in held if not any("rate" in value for value in old[key].values())}
     return (dict(about), held) if held else ({}, set())
 
@@ -107,7 +111,8 @@ def write_results(
     """Write the three files; returns what metrics.json holds.
 
     Figures, captions and outcomes of other splits stay when they are of the same weights and the config
-    still has them, so that one split can be measured again by itself; others go. expected: every key of
+    still has them, so that one split can be measured again by itself; others go, and so do those of caption
+    metrics that have another identity now. expected: every key of
     figures that the config asks for. quick, limited: whether these figures are of a quick config, and of
     fewer items than the config says. Each is kept by key (`quick_in`, `limited_in`) and added up in `about`:
     `quick` and `limited` when any figure of the file is, `complete` when nothing that is expected is absent
@@ -118,10 +123,20 @@ def write_results(
         before = old.get(ABOUT, {})
         if before.get("weights") != about["weights"]:
             old, before = {}, {}
-        kept = {key: value for key, value in old.items() if key in expected and key not in figures}
+        others = _other_metrics(before, about)
+        kept = {
+            key: {name: value for name, value in of.items() if _metric(name) not in others}
+            for key, of in old.items()
+            if key in expected and key not in figures
+        }
         quick_in = _marked(before, "quick_in", kept) + (list(figures) if quick else [])
         limited_in = _marked(before, "limited_in", kept) + (list(figures) if limited else [])
-        notes = {key: note for key, note in before.get("notes", {}).items() if _split(key) in kept}
+
+        def stands(figure: str) -> bool:
+            split, _, name = figure.partition(".")
+            return split in kept and _metric(name) not in others
+
+        notes = {key: note for key, note in before.get("notes", {}).items() if stands(key)}
         about = {
             **about,
             "quick": bool(quick_in),
@@ -132,8 +147,8 @@ def write_results(
             "notes": {**notes, **about["notes"]},
         }
         metrics = {ABOUT: about, **kept, **figures}
-        captions = [*_kept(run_dir / CAPTIONS, kept, lambda record: record["split"]), *captions]
-        outcomes = [*_kept(run_dir / OUTCOMES, kept, lambda record: _split(record["figure"])), *outcomes]
+        captions = [*_kept(run_dir / CAPTIONS, lambda record: record["split"] in kept), *captions]
+        outcomes = [*_kept(run_dir / OUTCOMES, lambda record: stands(record["figure"])), *outcomes]
         for name, records in ((CAPTIONS, captions), (OUTCOMES, outcomes)):
             lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
             replace_text(run_dir / name, "".join(lines))
@@ -146,21 +161,25 @@ def _marked(about: Mapping[str, Any], mark: str, kept: Collection[str]) -> list[
     return [key for key in about.get(mark, []) if key in kept]
 
 
-def _split(figure: str) -> str:
-    """Of `<split>.<figure>`."""
-    return figure.partition(".")[0]
+def _metric(figure: str) -> str:
+    """Of `<metric>.<figure>`; "" of a split's own figures."""
+    return figure.rpartition(".")[0].partition(".")[0]
 
 
-def _kept(
-    path: Path, splits: Collection[str], split_of: Callable[[Mapping[str, Any]], str]
-) -> Iterable[dict[str, Any]]:
-    """The records of a JSONL file that are of these splits."""
-    if not splits or not path.is_file():
+def _other_metrics(before: Mapping[str, Any], about: Mapping[str, Any]) -> set[str]:
+    """The caption metrics that only one of the two has, or under another identity."""
+    then, now = before.get(METRIC_IDS, {}), about.get(METRIC_IDS, {})
+    return {key for key in then.keys() | now.keys() if then.get(key) != now.get(key)}
+
+
+def _kept(path: Path, stands: Callable[[Mapping[str, Any]], bool]) -> Iterable[dict[str, Any]]:
+    """The records of a JSONL file that stand."""
+    if not path.is_file():
         return []
     # not splitlines(): a text may hold other ends of lines, such as U+2028
     lines = path.read_text(encoding="utf-8").split("\n")
     records = [json.loads(line) for line in lines if line.strip()]
-    return [record for record in records if split_of(record) in splits]
+    return [record for record in records if stands(record)]
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

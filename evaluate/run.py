@@ -24,10 +24,10 @@ from prismcap.evaluate.caption_loss import sample_losses
 from prismcap.evaluate.clock import Clock
 from prismcap.evaluate.inference import inference
 from prismcap.evaluate.intervals import MIN_ITEMS
-from prismcap.evaluate.metrics._named import NamedMetric
 from prismcap.evaluate.outcomes import outcomes_of
 from prismcap.evaluate.results import (
     ABOUT,
+    METRIC_IDS,
     check_writable,
     measured_before,
     save_thumbnail,
@@ -74,15 +74,16 @@ def evaluate_run(
     clock = Clock()
     config, evaluation, chosen = _plan(run_dir, splits)
     weights = weights_id(run_dir, list(config.stages)[-1])
-    before, held = measured_before(run_dir, weights, evaluation.quick) if missing else ({}, set())
+    caption_metrics = build_metrics(evaluation, str(run_dir / "config.yaml"), device)
+    identities = {metric.key: metric.metric.identity for metric in caption_metrics}
+    before, held = measured_before(run_dir, weights, evaluation.quick, identities) if missing else ({}, set())
     losses = {
         stage: split
         for stage, split in evaluation.caption_loss.items()
         if split in chosen and stage not in held
     }
     names = [name for name in evaluation.splits if name in chosen and name not in held]
-    caption_metrics = build_metrics(evaluation, str(run_dir / "config.yaml"), device)
-    about = partial(_about, config, weights, clock, caption_metrics)
+    about = partial(_about, config, weights, clock, identities)
     items = {
         name: split_items(name, evaluation.splits[name], _context(config), limit)
         for name in evaluation.splits
@@ -134,11 +135,10 @@ def _about(
     config: RunConfig,
     weights: str,
     clock: Clock,
-    caption_metrics: Sequence[NamedMetric],
+    identities: Mapping[str, str],
     notes: Mapping[str, str],
 ) -> dict[str, Any]:
     """What was measured, how, and how long it took until now."""
-    identities = {metric.key: metric.metric.identity for metric in caption_metrics}
     return {
         "run": config.name,
         "weights": weights,
@@ -148,7 +148,7 @@ def _about(
         "total_s": round(clock.total_s, 1),
         "parts_s": {part: round(seconds, 1) for part, seconds in clock.parts_s.items()},
         "versions": versions(),
-        **({"metrics": identities} if identities else {}),
+        **({METRIC_IDS: identities} if identities else {}),
         "notes": notes,
     }
 

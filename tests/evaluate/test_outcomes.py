@@ -192,6 +192,24 @@ def test_figures_of_before_there_were_outcomes_are_measured_again(copy: Path) ->
     check_in_step(copy)
 
 
+@pytest.mark.usefixtures("loaded_once")
+def test_figures_of_another_metric_than_today_s_are_measured_again_or_go(copy: Path) -> None:
+    lower = [{**WORDS, "lower": True}]
+    configure(copy, metrics=lower)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "stage_caption_loss", lambda *_: pytest.fail("it has no metrics"))
+        again = evaluate_run(copy, missing=True)
+    assert again["about"]["metrics"] == {"words": "words lower=True"}
+    assert "words.exact" in again["unseen_pairs"] and "words.exact" in again["unseen_stamps"]
+    check_in_step(copy)
+    configure(copy, metrics=[WORDS])
+    one = evaluate_run(copy, splits=["unseen_stamps"])
+    assert "words.exact" in one["unseen_stamps"] and "place" in one["unseen_pairs"]
+    assert not [name for name in one["unseen_pairs"] if "." in name], "figures of another identity"
+    assert not [name for name in one["about"]["notes"] if name.startswith("unseen_pairs.words.")]
+    check_in_step(copy)
+
+
 def test_outcomes_of_other_weights_and_splits_go(tmp_path: Path) -> None:
     def write(weights: str, split: str, expected: tuple[str, ...] = ("a", "b")) -> list[str]:
         record = {"figure": f"{split}.x", "id": "1\u2028", "cluster": "p", "value": 1.0}
