@@ -174,9 +174,9 @@ class UnitRunner:
 
 
 def blocked(unit: Unit, before: Status, undone: Sequence[str]) -> Status:
-    """Failed, since what it needs is not there."""
+    """Failed, since what it needs is not there. What it holds is still of the config of before."""
     reason = f"needs {', '.join(undone)}, which failed or is not done: see there"
-    return Status(unit.id, "failed", unit.hash, attempts=before.attempts, ended_at=now(), error=reason)
+    return Status(unit.id, "failed", before.hash, attempts=before.attempts, ended_at=now(), error=reason)
 
 
 def train_command(config: Path, last_stage: str, num_processes: int) -> list[str]:

@@ -235,8 +235,9 @@ def test_another_training_of_a_unit_that_has_work_is_refused_before_anything(sta
     assert changed.starts().count(HIGH) == 2 and len(changed.starts()) == 4
 
 
-def test_figures_of_another_evaluation_are_forgotten(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--missing would take them for today's."""
+@pytest.fixture
+def with_items(start: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Ablation]:
+    """An ablation that measures so many items; measuring fails where figures are there already."""
 
     def measure(run_dir: Path) -> list[str]:
         code = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); assert not p.exists(); p.touch()"
@@ -244,18 +245,35 @@ def test_figures_of_another_evaluation_are_forgotten(start: Any, monkeypatch: py
 
     monkeypatch.setattr(unit_run, "evaluate_command", measure)
 
-    def with_items(number: int) -> Ablation:
+    def make(number: int) -> Ablation:
         split = {"source": {"name": "llava_json", "path": "a.json"}, "num_items": number}
         ablation = start(set={"evaluation": {"splits": {"held_out": split}}})
         launch = ablation.config.launch.model_copy(update={"evaluate": True})
         return Ablation(ablation.config.model_copy(update={"launch": launch}))
 
+    return make
+
+
+def test_figures_of_another_evaluation_are_forgotten(with_items: Any) -> None:
+    """--missing would take them for today's."""
     with_items(5).run()
     again = with_items(6)
     assert again.run() == Outcome({})
     assert len(again.starts()) == 3, "training is as it was"
     config = (again.folder / LOW / "config.yaml").read_text()
     assert "num_items: 6" in config
+
+
+def test_they_are_forgotten_after_a_time_without_what_the_unit_needs(with_items: Any) -> None:
+    """Blocked, it was not tried with the config of then: its figures are still those of before."""
+    with_items(5).run()
+    again = with_items(6)
+    for unit in (again.shared, LOW, HIGH):
+        shutil.rmtree(again.folder / unit / "align")
+    again.order(shared="fail")
+    assert set(again.run().failed) == {again.shared, LOW, HIGH}
+    again.order()
+    assert again.run(retry_failed=True) == Outcome({})
 
 
 def test_a_cell_that_was_trained_alone_hands_its_stage_to_those_that_come(start: Any) -> None:
