@@ -92,7 +92,7 @@ def _locked(run_dir: Path) -> Iterator[None]:
                 "Wait for it, or give this run another name (name=…)."
             ) from error
         except OSError as error:
-            raise _unwritable(run_dir, error) from error
+            raise unwritable(run_dir, error) from error
         yield
 
 
@@ -102,10 +102,11 @@ def _check_writable(run_dir: Path) -> None:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise _unwritable(run_dir, error) from error
+        raise unwritable(run_dir, error) from error
 
 
-def _unwritable(run_dir: Path, error: OSError) -> ConfigError:
+def unwritable(run_dir: Path, error: OSError) -> ConfigError:
+    """What to say of a folder in output_dir."""
     return ConfigError(
         f"output_dir: {run_dir} cannot be written ({error.strerror or error}). "
         "Set output_dir=… to a folder of yours."

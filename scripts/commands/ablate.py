@@ -39,6 +39,7 @@ def ablate(
     from prismcap.configs.load import load_ablation
     from prismcap.train.ablate.expand import ablation_folder, expand
     from prismcap.train.ablate.folder import alone, write_plan
+    from prismcap.train.ablate.launch import refuse_changed
     from prismcap.train.ablate.overview import overview
     from prismcap.train.ablate.units import plan_units
 
@@ -56,12 +57,14 @@ def ablate(
         for line in overview(loaded, plan, folder):
             click.echo(line)
         return
-    write_plan(loaded, plan)
     if unit is not None:
+        write_plan(loaded, plan)
         outcome = run(loaded, plan, folder, [unit], retry_failed)
         name_failed(folder, outcome)
         sys.exit(exit_code(outcome))
     with alone(folder):
+        refuse_changed(folder, list(plan.units.values()))
+        write_plan(loaded, plan)
         if loaded.launch.name == "slurm":
             submit_jobs(loaded, plan, folder, retry_failed)
             return
@@ -86,12 +89,10 @@ def run(
 
 def submit_jobs(config: AblationConfig, plan: Plan, folder: Path, retry_failed: bool) -> None:
     """Hand what is not done yet to SLURM."""
-    from prismcap.train.ablate.launch import pending_units, refuse_changed
+    from prismcap.train.ablate.launch import pending_units
     from prismcap.train.ablate.slurm import submit, write_jobs
 
-    units = list(plan.units.values())
-    refuse_changed(folder, units)
-    script = write_jobs(folder, config, pending_units(folder, units, retry_failed))
+    script = write_jobs(folder, config, pending_units(folder, list(plan.units.values()), retry_failed))
     click.echo(submit(script))
 
 

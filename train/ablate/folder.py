@@ -15,11 +15,11 @@ from prismcap.train.ablate.expand import ablation_folder
 from prismcap.train.ablate.status import ABLATION, PLAN
 from prismcap.train.ablate.units import Plan, plan_values
 from prismcap.train.locks import TakenError, locked
-from prismcap.train.runfolder import CONFIG, LOCK
+from prismcap.train.runfolder import CONFIG, LOCK, unwritable
 
 
-def write_plan(config: AblationConfig, plan: Plan) -> Path:
-    """Put ablation.yaml and plan.json in place; returns the ablation's folder.
+def write_plan(config: AblationConfig, plan: Plan) -> None:
+    """Put ablation.yaml and plan.json in place.
 
     Raises ConfigError where a run lies there, or nothing can be written.
     """
@@ -36,22 +36,21 @@ def write_plan(config: AblationConfig, plan: Plan) -> Path:
             if not path.is_file() or path.read_text(encoding="utf-8") != text:
                 replace_text(path, text)
     except OSError as error:
-        raise ConfigError(
-            f"output_dir: {folder} cannot be written ({error.strerror or error}). "
-            "Set output_dir=… to a folder of yours."
-        ) from error
-    return folder
+        raise unwritable(folder, error) from error
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """For this process alone. Raises ConfigError when another runs the ablation."""
+    """For this process alone. Raises ConfigError when another runs the ablation, or it cannot be written."""
     with ExitStack() as held:
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(folder / LOCK))
         except TakenError as error:
             raise ConfigError(
                 f"{folder}: another prismcap ablate runs here ({error}). Wait for it, or end it: what is "
                 "done stays done."
             ) from error
+        except OSError as error:
+            raise unwritable(folder, error) from error
         yield

@@ -18,7 +18,7 @@ from prismcap.scripts.cli import cli
 from prismcap.scripts.commands import ablate as command
 from prismcap.train.ablate.expand import ablation_folder, expand
 from prismcap.train.ablate.launch import Outcome
-from prismcap.train.ablate.status import Status
+from prismcap.train.ablate.status import Status, write_status
 from prismcap.train.ablate.units import plan_units
 
 RUNS = "prismcap.evaluate"
@@ -127,6 +127,21 @@ def test_what_failed_is_named_with_its_log_and_the_rest_is_drawn(
     assert done.exit_code == 1 and drawn == ["collect abl", "draw abl"]
     log = ablation_folder(config) / "logs" / "cells__second.low-seed.0.log"
     assert f"{unit}: Error: no such data" in done.stderr and str(log) in done.stderr
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_refused_config_leaves_the_plan_as_it_was(
+    file: Path, config: AblationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = outcomes(monkeypatch, Outcome({}))
+    prismcap("ablate", file)
+    folder, unit = ablation_folder(config), "cells/second.low-seed.0"
+    written = {name: (folder / name).read_bytes() for name in ("plan.json", "ablation.yaml")}
+    (folder / unit / "instruct" / "final").mkdir(parents=True)
+    write_status(folder, Status(unit, "done", "another.none"))
+    refused = prismcap("ablate", file, "question=What else?")
+    assert "was trained with another config" in str(refused.exception) and len(wanted) == 1
+    assert {name: (folder / name).read_bytes() for name in written} == written
 
 
 def test_one_unit_alone_draws_nothing(file: Path, drawn: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
