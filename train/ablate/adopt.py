@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prismcap.configs.files import replace_text, sync_folder
-from prismcap.train.checkpoint import FINAL, UNFINISHED, DamagedError, remove_unfinished, verify
+from prismcap.train.checkpoint import FINAL, UNFINISHED, DamagedError, discard, remove_unfinished, verify
 from prismcap.train.sinks.jsonl import EVALUATIONS
 from prismcap.train.sinks.jsonl import NAME as LOG_NAME
 
@@ -47,8 +47,7 @@ def adopt(source: Path, target: Path, stages: Sequence[str]) -> None:
         verify(aside)
         final = target / stage / FINAL
         final.parent.mkdir(exist_ok=True)
-        if final.exists():  # damaged
-            shutil.rmtree(final)
+        discard(final)  # damaged
         os.rename(aside, final)
         sync_folder(final.parent)
 

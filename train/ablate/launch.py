@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import queue
 import signal
@@ -182,6 +181,8 @@ class _Schedule:
     def _start_ready(self) -> None:
         folder, all_units = self.runner.folder, self.runner.plan.units
         for unit in list(self.pending):
+            if not self.free:
+                return  # what others need is on disk: it is looked at when it matters
             waits_for = [other.id for other in self.pending if other.id in unit.after]
             waits_for += [other for other in unit.after if other in self.running]
             if waits_for:
@@ -192,7 +193,7 @@ class _Schedule:
                 before = read_status(folder, unit.id) or Status(unit.id, "waiting", unit.hash)
                 write_status(folder, blocked(unit, before, undone))
                 self.runner.say(f"{unit.id}: not tried: it needs {', '.join(undone)}")
-            elif self.free:
+            else:
                 self.pending.remove(unit)
                 self._start(unit.id, self.free.pop(0))
 
@@ -212,8 +213,8 @@ class _Schedule:
             status = None
         except Exception:  # noqa: BLE001  (our own mistake: it must not take the other units with it)
             unit = self.runner.plan.units[unit_id]
-            status = Status(unit_id, "failed", unit.hash, ended_at=now(), command=[])
-            status = dataclasses.replace(status, error=traceback.format_exc())
+            error = traceback.format_exc()
+            status = Status(unit_id, "failed", unit.hash, ended_at=now(), error=error, command=[])
             write_status(self.runner.folder, status)
         self.results.put((unit_id, slot, status))
 

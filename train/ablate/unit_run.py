@@ -170,7 +170,8 @@ class UnitRunner:
             yield evaluate_command(run_dir)
 
     def _is_trained(self, unit: Unit, run_dir: Path) -> bool:
-        return all(is_whole(run_dir / stage / FINAL) for stage in unit.all_stages)
+        # the last first: where it is missing, nothing is hashed
+        return all(is_whole(run_dir / stage / FINAL) for stage in reversed(unit.all_stages))
 
 
 def blocked(unit: Unit, before: Status, undone: Sequence[str]) -> Status:

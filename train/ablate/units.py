@@ -68,9 +68,6 @@ class Plan:
     def num_waves(self) -> int:
         return 1 + max(unit.wave for unit in self.units.values())
 
-    def wave(self, number: int) -> list[Unit]:
-        return [unit for unit in self.units.values() if unit.wave == number]
-
     def followers(self, unit_id: str) -> list[Unit]:
         """The units that go on with this one's work."""
         return [unit for unit in self.units.values() if unit_id in unit.after]

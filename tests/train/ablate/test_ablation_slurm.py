@@ -86,7 +86,7 @@ def test_a_failed_task_stops_no_other(
 def test_what_is_left_alone_is_submitted(make_ablation: Any, slurm: Path) -> None:
     config, plan, folder = prepared(make_ablation)
     write_jobs(folder, config, list(plan.units.values()))
-    submit(write_jobs(folder, config, plan.wave(1)[2:]))
+    submit(write_jobs(folder, config, [unit for unit in plan.units.values() if unit.wave == 1][2:]))
     jobs = [json.loads(line) for line in (slurm / "jobs.jsonl").read_text().splitlines()]
     assert [job["script"] for job in jobs] == ["wave-1.sh", "collect.sh"]
     assert "--array=0-1%3" in jobs[0]["options"]
