@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from prismcap.configs.errors import ConfigError, nearest
 from prismcap.configs.registry import component_options, describe
 from prismcap.configs.schema.ablation import AblationConfig
-from prismcap.configs.schema.base import Component
+from prismcap.configs.schema.base import Component, Section
 from prismcap.configs.schema.judged import JudgedConfig
 from prismcap.configs.schema.prism import PrismConfig
 from prismcap.configs.schema.run import RunConfig
@@ -22,13 +22,14 @@ PRESETS = Path(__file__).parent
 EVERY = "*"
 Kind = Literal["train", "prism", "ablation", "judged"]
 AnyConfig = RunConfig | PrismConfig | AblationConfig | JudgedConfig
-# by kind: what a file of it is, by which key that is seen, and what runs it
-_KINDS: dict[Kind, tuple[str, str]] = {
-    "train": ("a run of training (it has `stages`)", "prismcap train"),
-    "prism": ("a Prism run (it has `perceivers`)", "prismcap prism run"),
-    "ablation": ("an ablation (it has `axes`)", "prismcap ablate"),
-    "judged": ("a judged evaluation (it has `protocol`)", "prismcap judge run"),
+# by kind, in the order of looking: the key that tells it, what a file of it is, what runs it
+_KINDS: dict[Kind, tuple[str, str, str]] = {
+    "ablation": ("axes", "an ablation", "prismcap ablate"),
+    "train": ("stages", "a run of training", "prismcap train"),
+    "prism": ("perceivers", "a Prism run", "prismcap prism run"),
+    "judged": ("protocol", "a judged evaluation", "prismcap judge run"),
 }
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 def presets() -> list[str]:
@@ -174,7 +175,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises ConfigError naming the file, the key path, the value and the nearest valid name.
     """
-    return _checked_run(*read_config(name, overrides))
+    return checked_run(*read_config(name, overrides))
 
 
 def load_prism(name: str | Path, overrides: Sequence[str] = ()) -> PrismConfig:
@@ -206,7 +207,7 @@ def load_any(name: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
 
 def checked(where: str | Path, values: dict[str, Any]) -> RunConfig | PrismConfig:
     """The run, of training or of Prism, that a file's keys say; as load_config. `where` starts errors."""
-    return _checked_prism(where, values) if is_prism(values) else _checked_run(where, values)
+    return _checked_prism(where, values) if is_prism(values) else checked_run(where, values)
 
 
 def is_prism(values: Mapping[str, Any]) -> bool:
@@ -216,13 +217,7 @@ def is_prism(values: Mapping[str, Any]) -> bool:
 
 def kind_of(values: Mapping[str, Any]) -> Kind | None:
     """What a YAML file's keys are those of; None where they do not tell."""
-    keys: dict[str, Kind] = {
-        "axes": "ablation",
-        "stages": "train",
-        "perceivers": "prism",
-        "protocol": "judged",
-    }
-    return next((kind for key, kind in keys.items() if key in values), None)
+    return next((kind for kind, (key, *_) in _KINDS.items() if key in values), None)
 
 
 def read_config(name: str | Path, overrides: Sequence[str] = ()) -> tuple[Path, dict[str, Any]]:
@@ -237,26 +232,28 @@ def read_config(name: str | Path, overrides: Sequence[str] = ()) -> tuple[Path, 
 def _refuse_others(where: str | Path, values: Mapping[str, Any], wanted: Kind, words: str) -> None:
     kind = kind_of(values)
     if kind not in (None, wanted):
-        what, command = _KINDS[kind]
-        raise ConfigError(f"{where}: {what}, not {words}: {command}")
+        key, what, command = _KINDS[kind]
+        raise ConfigError(f"{where}: {what} (it has `{key}`), not {words}: {command}")
 
 
-def _checked_run(where: str | Path, values: dict[str, Any]) -> RunConfig:
-    _refuse_others(where, values, "train", "of training")
+def _validated(schema: type[SectionT], where: str | Path, values: dict[str, Any]) -> SectionT:
     try:
-        config = RunConfig.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(describe(error, f"{where}: ", RunConfig)) from error
+        raise ConfigError(describe(error, f"{where}: ", schema)) from error
+
+
+def checked_run(where: str | Path, values: dict[str, Any]) -> RunConfig:
+    """The run of training that a file's keys say; as load_config. `where` starts errors."""
+    _refuse_others(where, values, "train", "of training")
+    config = _validated(RunConfig, where, values)
     check_components(config, str(where))
     return config
 
 
 def _checked_prism(where: str | Path, values: dict[str, Any]) -> PrismConfig:
     _refuse_others(where, values, "prism", "of Prism")
-    try:
-        config = PrismConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(describe(error, f"{where}: ", PrismConfig)) from error
+    config = _validated(PrismConfig, where, values)
     kinds = {"benchmark": config.benchmarks, "perceiver": config.perceivers, "reasoner": config.reasoners}
     for kind, components in kinds.items():
         for key, component in components.items():
@@ -266,10 +263,7 @@ def _checked_prism(where: str | Path, values: dict[str, Any]) -> PrismConfig:
 
 def _checked_ablation(path: Path, values: dict[str, Any]) -> AblationConfig:
     _refuse_others(path, values, "ablation", "an ablation")
-    try:
-        config = AblationConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(describe(error, f"{path}: ", AblationConfig)) from error
+    config = _validated(AblationConfig, path, values)
     try:
         run = find_config(config.run, beside=path).resolve()
     except ConfigError as error:
@@ -283,10 +277,7 @@ def _checked_ablation(path: Path, values: dict[str, Any]) -> AblationConfig:
 
 def _checked_judged(path: Path, values: dict[str, Any]) -> JudgedConfig:
     _refuse_others(path, values, "judged", "a judged evaluation")
-    try:
-        config = JudgedConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(describe(error, f"{path}: ", JudgedConfig)) from error
+    config = _validated(JudgedConfig, path, values)
     component_options("protocol", config.protocol, f"{path}: protocol")
     if config.judge is not None:
         component_options("reasoner", config.judge, f"{path}: judge")

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from prismcap.configs.errors import ConfigError, nearest
 from prismcap.configs.files import replace_text
-from prismcap.configs.load import apply_override, check_components, to_yaml
+from prismcap.configs.load import apply_override, checked_run, to_yaml
 from prismcap.configs.registry import available, component_module, describe
 from prismcap.configs.schema.run import RUN_NAME, RunConfig
 from prismcap.model.build import build_captioner
@@ -126,12 +126,7 @@ def _config(run: ImportedRun, place: Path, destination: Path) -> RunConfig:
             values["model"][part]["path"] = str(place / part)
     if run.prompt is not None:
         values["prompt"] = run.prompt
-    try:
-        config = RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(describe(error, f"{destination}: ", RunConfig)) from error
-    check_components(config, str(destination))
-    return config
+    return checked_run(destination, values)
 
 
 def _stage(run: ImportedRun) -> Mapping[str, Any]:
