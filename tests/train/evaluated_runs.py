@@ -17,23 +17,29 @@ from prismcap.configs.schema.run import RunConfig
 from prismcap.model.captioner import Captioner
 from prismcap.train.distributed import Ranks
 from prismcap.train.evaluations import Measure
+from prismcap.train.mfu import MfuMeter
 
 SOURCES = Path(__file__).parents[1] / "evaluate"  # where the source of drawn scenes lies
 FIGURE = "held_out.all_right"
+# nothing is merged at the stage's end: the weights that are loaded are those that trained
+WHOLE = "stages.instruct.train={connector: {lr: 0.005}, llm: {lr: 0.01}}"
 
 
 @contextmanager
 def drawn_scenes() -> Iterator[None]:
-    """Within, configs can name the source drawn_scenes_source.drawn."""
+    """Within, configs can name the source drawn_scenes_source.drawn, and no stage measures its device for a
+    second."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SOURCES))
+        patch.setattr(MfuMeter, "of", lambda *_: None)
         yield
 
 
-def split_override(num_items: int = 3, batch_size: int = 4) -> str:
+def split_override(num_items: int = 3, batch_size: int = 4, metrics: Sequence[Mapping[str, str]] = ()) -> str:
     """`evaluation` with one split of drawn scenes, as an override."""
     split = {"source": {"name": "drawn_scenes_source.drawn", "num_scenes": 30}, "num_items": num_items}
     section = {"splits": {"held_out": split}, "batch_size": batch_size, "max_new_tokens": 6}
+    section["metrics"] = list(metrics)
     return f"evaluation={json.dumps(section)}"
 
 

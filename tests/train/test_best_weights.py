@@ -31,7 +31,6 @@ from prismcap.train.best import BestWeights
 from prismcap.train.checkpoint import Manifest, file_hash, read_manifest, save_checkpoint, step_name, verify
 from prismcap.train.distributed import Ranks
 from prismcap.train.fit import StepEvent
-from prismcap.train.mfu import MfuMeter
 from prismcap.train.run import run_training
 from prismcap.train.runfolder import comparable
 
@@ -41,9 +40,7 @@ WEIGHTS = "weights.safetensors"
 
 @pytest.fixture(autouse=True, scope="module")
 def tiny_runs() -> Iterator[None]:
-    """With the source of drawn scenes, and without the second in which a stage measures its device."""
-    with drawn_scenes(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MfuMeter, "of", lambda *_: None)
+    with drawn_scenes():
         yield
 
 

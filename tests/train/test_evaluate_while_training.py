@@ -16,6 +16,7 @@ import torch
 from click.testing import CliRunner
 from evaluated_runs import (
     FIGURE,
+    WHOLE,
     Scripted,
     draw_random_numbers,
     drawn_scenes,
@@ -45,20 +46,15 @@ from prismcap.train.distributed import Ranks
 from prismcap.train.engines._contract import Engine
 from prismcap.train.evaluations import Measure, StageEvaluations
 from prismcap.train.fit import StepEvent
-from prismcap.train.mfu import MfuMeter
 from prismcap.train.run import run_training
 
 Make = Callable[..., RunConfig]
 STAGES = ("align", "instruct")
-# nothing is merged at the stage's end: the weights that are loaded are those that trained
-WHOLE = "stages.instruct.train={connector: {lr: 0.005}, llm: {lr: 0.01}}"
 
 
 @pytest.fixture(autouse=True, scope="module")
 def tiny_runs() -> Iterator[None]:
-    """With the source of drawn scenes, and without the second in which a stage measures its device."""
-    with drawn_scenes(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MfuMeter, "of", lambda *_: None)
+    with drawn_scenes():
         yield
 
 

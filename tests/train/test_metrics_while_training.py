@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from evaluated_runs import drawn_scenes, evaluate_override, evaluations, losses
+from evaluated_runs import WHOLE, drawn_scenes, evaluate_override, evaluations, losses, split_override
 
 from prismcap.configs.errors import ConfigError, DataError
 from prismcap.configs.schema.run import RunConfig
 from prismcap.evaluate.live import LiveEvaluation
 from prismcap.evaluate.run import evaluate_run
 from prismcap.scripts.evaluating import measure_of
-from prismcap.train.mfu import MfuMeter
 from prismcap.train.run import run_training
 
 Make = Callable[..., RunConfig]
-# nothing is merged at the stage's end: the weights that are loaded are those that trained
-WHOLE = "stages.instruct.train={connector: {lr: 0.005}, llm: {lr: 0.01}}"
 WORDS = "held_out.length.words"
 
 
 @pytest.fixture(autouse=True, scope="module")
 def tiny_runs() -> Iterator[None]:
-    """With the source of drawn scenes, and without the second in which a stage measures its device."""
-    with drawn_scenes(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MfuMeter, "of", lambda *_: None)
+    with drawn_scenes():
         yield
 
 
 def with_metrics(*names: str, others: Sequence[dict[str, str]] = ()) -> str:
-    split = {"source": {"name": "drawn_scenes_source.drawn", "num_scenes": 30}, "num_items": 4}
-    metrics = [*({"name": name} for name in names), *others]
-    section = {"splits": {"held_out": split}, "metrics": metrics, "batch_size": 4, "max_new_tokens": 6}
-    return f"evaluation={json.dumps(section)}"
+    return split_override(4, metrics=[*({"name": name} for name in names), *others])
 
 
 def test_metrics_are_those_of_the_evaluation_after_training_and_change_no_step(make_config: Make) -> None:
