@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-Figure = Mapping[str, Any]  # {rate | mean | value, low, high, n}
+Figure = Mapping[str, Any]  # {rate | mean, low, high, n}
 Figures = Mapping[str, Figure]  # by <split>.<figure>
 
 
 def figure_value(figure: Figure) -> float | None:
     """The figure itself, without its interval; None where there is none."""
-    for key in ("rate", "mean", "value"):
+    for key in ("rate", "mean"):
         if figure.get(key) is not None:
             return float(figure[key])
     return None

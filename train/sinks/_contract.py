@@ -17,8 +17,8 @@ class Sink(Protocol):
 
     def write_evaluation(self, record: Mapping[str, Any]) -> None:
         """One evaluation of the stage, after a step: `stage`, `step`, `figures` by <split>.<figure>, each
-        {rate, low, high, n}, `time_s`, `share` (of the stage's time so far, all evaluations together) and
-        whether it is the `best` so far; see train/evaluations.py."""
+        {rate or mean, low, high, n}, `time_s`, `share` (of the stage's time so far, all evaluations together)
+        and whether it is the `best` so far; see train/evaluations.py."""
 
     def close(self) -> None:
         """Flush. Called once, after an error as well."""
