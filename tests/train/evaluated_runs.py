@@ -87,3 +87,12 @@ def losses(run_dir: Path) -> list[tuple[str, int, float]]:
     """(stage, step, loss) of log.jsonl."""
     records = map(json.loads, (run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines())
     return [(record["stage"], record["step"], record["loss"]) for record in records]
+
+
+def evaluation(stage: str, step: int, best: bool = False) -> dict[str, Any]:
+    """A record of evaluations.jsonl, of figures of each kind."""
+    rate = {"rate": 0.25, "low": 0.1, "high": 0.5, "n": 12}
+    figures = {"held_out.all_right": rate, "held_out.words": {"mean": 7.5, "low": 7.0, "high": 8.0, "n": 12}}
+    figures["held_out.nothing"] = {"mean": None, "n": 0}
+    common = {"stage": stage, "step": step, "figures": figures}
+    return common | {"time_s": 2.5, "share": 0.05, "best": best}

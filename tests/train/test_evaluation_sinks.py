@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluated_runs import FIGURE, drawn_scenes, evaluate_override, split_override
+from evaluated_runs import FIGURE, drawn_scenes, evaluate_override, evaluation, split_override
 
-from prismcap.configs.errors import MissingExtraError
-from prismcap.configs.registry import available, component_module
 from prismcap.train.doctor.disk import StageSize, run_bytes
 from prismcap.train.sinks.jsonl import EVALUATIONS, JsonlSink, evaluations_up_to
 from prismcap.train.sinks.progress import ProgressSink
@@ -19,29 +17,6 @@ from prismcap.train.sinks.tensorboard import TensorboardSink
 from prismcap.train.sinks.wandb import WandbSink
 
 STAGES = ("align", "instruct")
-
-
-def evaluation(stage: str, step: int, best: bool = False) -> dict[str, Any]:
-    rate = {"rate": 0.25, "low": 0.1, "high": 0.5, "n": 12}
-    figures = {"held_out.all_right": rate, "held_out.words": {"mean": 7.5, "low": 7.0, "high": 8.0, "n": 12}}
-    figures["held_out.nothing"] = {"mean": None, "n": 0}
-    common = {"stage": stage, "step": step, "figures": figures}
-    return common | {"time_s": 2.5, "share": 0.05, "best": best}
-
-
-@pytest.mark.parametrize("name", available("sink"))
-def test_every_sink_takes_evaluations(
-    name: str, tmp_path: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    try:
-        sink = component_module("sink", name).build(make_config(), tmp_path)
-    except MissingExtraError as error:
-        pytest.skip(str(error))
-    sink.start_stage("align", 3, 0)
-    sink.write_evaluation(evaluation("align", 2))
-    sink.close()
 
 
 def test_records_past_the_point_of_going_on_are_dropped(tmp_path: Path) -> None:

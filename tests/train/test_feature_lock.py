@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from held_locks import held_elsewhere
 
 from prismcap.configs.schema.run import RunConfig
 from prismcap.data.features import FeatureStore
@@ -22,15 +21,6 @@ from prismcap.train.distributed import Ranks
 from prismcap.train.feature_cache import fill, open_store
 from prismcap.train.feature_lock import filling_alone, lock_path
 from prismcap.train.run import stage_loader
-
-HOLD = """
-import sys
-from pathlib import Path
-from prismcap.train.locks import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -42,11 +32,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_a_second_run_waits_for_the_first(tmp_path: Path) -> None:
     store = tmp_path / "store"
-    command = [sys.executable, "-c", HOLD, str(lock_path(store))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None and other.stdin is not None
-        assert other.stdout.readline() == b"held\n"
-        threading.Timer(0.6, other.stdin.close).start()
+    with held_elsewhere(lock_path(store)) as (_, until):
+        threading.Timer(0.6, until.close).start()
         begun_s = time.monotonic()
         with filling_alone(store, Ranks()):
             assert time.monotonic() - begun_s > 0.5

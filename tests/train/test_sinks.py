@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluated_runs import evaluation
 
 from prismcap.configs.errors import MissingExtraError
 from prismcap.configs.registry import available, component_module
@@ -39,6 +40,7 @@ def test_every_sink_takes_records_and_closes(
         sink.start_stage(stage, 3, 0)
         for step in (1, 2, 3):
             sink.write(record(stage, step, **(SKIPPED if step == 2 else {})))
+        sink.write_evaluation(evaluation(stage, 3))
     sink.close()
     if name != "progress":
         assert any(path.is_file() and path.stat().st_size for path in tmp_path.rglob("*"))

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 from ablation_axes import SECOND, axis
+from held_locks import held_elsewhere
 
 from prismcap.configs.errors import ConfigError, DataError
 from prismcap.configs.schema.ablation import AblationConfig
@@ -286,25 +286,12 @@ def test_a_cell_that_was_trained_alone_hands_its_stage_to_those_that_come(start:
     assert few.starts()[2:] == [HIGH]
 
 
-HOLD = """
-import sys
-from pathlib import Path
-from prismcap.train.locks import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
 def test_two_ablations_in_one_folder(start: Any) -> None:
     ablation = start()
-    command = [sys.executable, "-c", HOLD, str(ablation.folder / ".lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None and other.stdout.readline() == b"held\n"
-        words = f"another prismcap ablate runs here .process {other.pid}"
+    with held_elsewhere(ablation.folder / ".lock") as (process, _):
+        words = f"another prismcap ablate runs here .process {process}"
         with pytest.raises(ConfigError, match=words), alone(ablation.folder):
             pass
-        other.communicate()
     with alone(ablation.folder):
         pass
 
