@@ -91,15 +91,11 @@ def read_objects(path: Path) -> Truths:
 def _of_rows(file: JsonFile, needed: str) -> Truths:
     truths = Truths(file.path, file.checksum, of_pictures=False)
     for row in file.rows:
-        id_key = next((key for key in ID_KEYS if key in row.values), None)
-        if id_key is None:
-            raise DataError(
-                f"{row.where}: none of the keys {', '.join(ID_KEYS)}; it has {shown(list(row.values))}"
-            )
+        id_key = row.key_of(ID_KEYS)
         if needed not in row.values and "statements" not in row.values:
             raise DataError(f"{row.where}: no key {needed!r}; it has {shown(list(row.values))}")
         truth = Truth(
-            image=row.text_of("image") if "image" in row.values else "",
+            image=row.optional_text_of("image"),
             references=row.texts_of("references") if "references" in row.values else (),
             objects=row.texts_of("objects") if "objects" in row.values else None,
             statements=row.texts_of("statements") if "statements" in row.values else (),
@@ -112,7 +108,7 @@ def _images(file: JsonFile, annotated: dict[str, Any]) -> dict[str, str]:
     """Id -> file name of every image, those that only an annotation names among them, without a name."""
     found = {}
     for row in _list(file, "images", "ids and file names") if file.whole and "images" in file.whole else ():
-        found[row.id_of("id")] = row.text_of("file_name") if "file_name" in row.values else ""
+        found[row.id_of("id")] = row.optional_text_of("file_name")
     return found | {id: "" for id in annotated if id not in found}
 
 
