@@ -14,12 +14,7 @@ from prismcap.evaluate.statistics.clustered import ClusteredItems, effective_n, 
 from prismcap.evaluate.statistics.multiple import holm
 from prismcap.evaluate.statistics.paired import discordance, exchange_test, mcnemar, widened
 from prismcap.evaluate.statistics.power import minimum_detectable, minimum_detectable_flags
-from prismcap.evaluate.statistics.resample import (
-    NUM_RESAMPLES,
-    cluster_index,
-    percentile_interval,
-    sums_by_cluster,
-)
+from prismcap.evaluate.statistics.resample import NUM_RESAMPLES, percentile_interval
 
 Present = NDArray[np.bool_]
 Combine = Callable[[Floats], Floats]
@@ -110,9 +105,10 @@ class FigureIntervals:
         if not of_sums and all(np.isin(of, (0, 1)).all() for of in bounded):
             p, detectable = self._of_flags(*bounded, present)
             return FigureDifference(difference, p, detectable)
+        p = exchange_test(self._items.sums(sums_a), self._items.sums(sums_b), combine, self._seed)
         # the spread of resampled differences is the standard error of the one observed
         detectable = minimum_detectable(1.0, float(resampled.std()))
-        return FigureDifference(difference, self._exchanged(sums_a, sums_b, combine), detectable)
+        return FigureDifference(difference, p, detectable)
 
     def _combined(self, sums: Floats, combine: Combine) -> tuple[float, Floats]:
         """ClusteredItems.combined, without the resamples that cannot be computed."""
@@ -126,11 +122,6 @@ class FigureIntervals:
         informative = min(float(len(one)), effective_n((b - a).tolist(), clusters))
         detectable = minimum_detectable_flags(informative, discordance(one, other))
         return mcnemar(one, other, clusters), detectable
-
-    def _exchanged(self, a: Floats, b: Floats, combine: Combine) -> float:
-        index, num_clusters = cluster_index(self._clusters)
-        one, other = (sums_by_cluster(side, index, num_clusters) for side in (a, b))
-        return exchange_test(one, other, combine, self._seed)
 
 
 def corrected(differences: dict[str, FigureDifference]) -> dict[str, dict[str, float | int | bool]]:
