@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from prismcap.evaluate.intervals import Mean, MeanDifference, Rate
 from prismcap.evaluate.metrics._contract import CaptionItem, Floats, ItemFigure
+from prismcap.evaluate.metrics._shares import share
 from prismcap.evaluate.statistics.clustered import ClusteredItems, effective_n, resampled_rate
 from prismcap.evaluate.statistics.multiple import holm
 from prismcap.evaluate.statistics.paired import discordance, exchange_test, mcnemar, widened
@@ -37,11 +38,6 @@ class FigureDifference:
 def clusters_of(items: Sequence[CaptionItem]) -> list[str]:
     """The cluster of every item: its picture, or the item itself."""
     return [item.cluster or item.id for item in items]
-
-
-def figure_interval(figure: ItemFigure, clusters: Sequence[str], seed: int = 0) -> Rate | Mean | None:
-    """See FigureIntervals.value; for one figure alone."""
-    return FigureIntervals(clusters, seed).value(figure)
 
 
 class FigureIntervals:
@@ -148,14 +144,9 @@ def _column(figure: ItemFigure) -> tuple[Floats, Present]:
 def _statistics(figure: ItemFigure, values: Floats, present: Present) -> tuple[Floats, Combine]:
     """What adds up over the items, and what makes the figure of it; of a mean over the items present."""
     if figure.sums is None:
-        return np.column_stack([np.where(present, values, 0.0), present.astype(np.float64)]), _mean
+        return np.column_stack([np.where(present, values, 0.0), present.astype(np.float64)]), share
     assert figure.combine is not None and len(figure.sums) == len(values)
     return np.asarray(figure.sums, dtype=np.float64), figure.combine
-
-
-def _mean(sums: Floats) -> Floats:
-    mean: Floats = sums[..., 0] / sums[..., 1]
-    return mean
 
 
 def _is_share(figure: ItemFigure, values: Floats) -> bool:
