@@ -22,6 +22,7 @@ from prismcap.data.scenes.text import (
 )
 from prismcap.data.scenes.words import manners, with_article
 from prismcap.evaluate.metrics._terms import Mention, Terms
+from prismcap.evaluate.metrics._vocabulary import scene_vocabulary
 from prismcap.evaluate.scoring.mentions import NUMBER_WORDS
 from prismcap.evaluate.scoring.replies import sentences
 
@@ -97,6 +98,11 @@ def scene_statements(graph: SceneGraph) -> tuple[SceneStatement, ...]:
         SceneStatement("number", number, count),
         SceneStatement("background", f"The background is {name}.", name),
     )
+
+
+def read_of(text: str, graph: SceneGraph) -> SaidScene:
+    """read_scene with the words of all object sets and those of the scene, which may be others."""
+    return read_scene(text, scene_vocabulary().terms.extended(graph.words))
 
 
 def read_scene(text: str, terms: Terms) -> SaidScene:
