@@ -26,8 +26,9 @@ class FigureDifference:
     """b - a on the same items.
 
     p: of "it does not matter which is which", clusters exchanged whole: exact for flags (McNemar's test where
-    clusters are single), else by random exchanges. minimum_detectable: the difference that a test of this
-    size finds with 80% power, in the figure's unit. Both are uncorrected.
+    clusters are single); else by every exchange where at most paired.MOST_EXACT clusters differ, by random
+    ones (10,000) beyond. minimum_detectable: the difference that a test of this size finds with 80% power, in
+    the figure's unit. Both are uncorrected.
     """
 
     difference: MeanDifference
