@@ -10,6 +10,7 @@ from prismcap.configs.schema.run import EvaluationConfig
 from prismcap.configs.schema.stage import StageConfig
 from prismcap.data.encode import Encoder
 from prismcap.data.pairs import stage_encoder
+from prismcap.data.scenes.text import CAPTION_KINDS
 from prismcap.evaluate.inference import FeatureStore, Progress, Request, generate_texts, no_progress
 from prismcap.evaluate.scenes.controls import BlankImage
 from prismcap.evaluate.scenes.figures import Control, Result
@@ -66,5 +67,5 @@ def _request(encoder: Encoder, item: Item, shown: Item | None, control: Control)
     image = BLANK if shown is None else shown.image
     prompt = encoder.encode_prompt(item.question, (image,), id=f"{item.id}/{control}")
     # a caption grows with the objects in sight; every answer to a question is short
-    length = 0 if item.kind not in ("short", "long") else (item if shown is None else shown).num_objects
+    length = 0 if item.kind not in CAPTION_KINDS else (item if shown is None else shown).num_objects
     return Request(prompt, likely_length=length + (100 if item.kind == "long" else 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prismcap.evaluate.columns import align
 from prismcap.evaluate.intervals import MIN_ITEMS
 from prismcap.evaluate.results import ABOUT
 
@@ -22,13 +23,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
                 means.append(_mean_line(f"{split}.{name}", value))
             elif "difference" in value:
                 losses.append(_loss_line(f"{split}.{name}", value))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True)]
-        lines.append("  ".join([*cells, row[-1]]).rstrip())
-    return "\n".join([*lines, *means, *losses])
+    return "\n".join([align(rows, 1), *means, *losses])
 
 
 def _rate_row(name: str, value: Mapping[str, Any]) -> tuple[str, ...]:

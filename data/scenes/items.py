@@ -12,6 +12,7 @@ from prismcap.data.scenes.make import SceneMaker
 from prismcap.data.scenes.objects import ObjectSet, objects_root
 from prismcap.data.scenes.splits import meets_held_out
 from prismcap.data.scenes.text import (
+    CAPTION_KINDS,
     CATEGORY_PLURALS,
     KINDS,
     Kind,
@@ -110,7 +111,7 @@ class SceneItems:
         return scene, self.tasks[task]
 
     def _text(self, graph: SceneGraph, kind: Kind, number: int, scene: int) -> Text:
-        if kind in ("short", "long"):
+        if kind in CAPTION_KINDS:
             return caption_text(graph, kind)
         rng = random.Random(f"{self.maker.seed}/{self.maker.split}/{scene}/{kind}/{number}")
         if kind == "place":

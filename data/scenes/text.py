@@ -33,6 +33,9 @@ PLACE_PHRASES: dict[Place, str] = {
     "bottom left": "at the bottom left",
     "bottom right": "at the bottom right",
 }
+PLACES_OF_PHRASES = {phrase: place for place, phrase in PLACE_PHRASES.items()}
+# inside a regular expression; longest first: "at the top" also opens "at the top left"
+ANY_PLACE_PHRASE = "|".join(sorted(PLACES_OF_PHRASES, key=len, reverse=True))
 NUMBERS = ("zero", "one", "two", "three", "four")
 CATEGORY_PLURALS = {
     "animal": "animals",
@@ -136,13 +139,7 @@ def ask_again(prompt: str, graph: SceneGraph) -> str:
     return place_question(graph, place).answer if place in {item.place for item in graph.objects} else ""
 
 
-_PLACES = {phrase: place for place, phrase in PLACE_PHRASES.items()}
-# longest first: "at the top" also opens "at the top left"
-_ITEM = re.compile(
-    r"(?:an?|some)\s+(?P<word>[^,.?!]+?)\s+(?P<place>"
-    + "|".join(sorted(_PLACES, key=len, reverse=True))
-    + r")(?=[\s,.]|$)"
-)
+_ITEM = re.compile(rf"(?:an?|some)\s+(?P<word>[^,.?!]+?)\s+(?P<place>{ANY_PLACE_PHRASE})(?=[\s,.]|$)")
 _SEPARATORS = re.compile(r"(?:[\s,.]|\band\b)+")
 
 
@@ -160,7 +157,7 @@ def parse_short_caption(text: str) -> frozenset[tuple[str, str]]:
     for match in _ITEM.finditer(rest):
         leftover.append(rest[position : match.start()])
         position = match.end()
-        pair = (match["word"], _PLACES[match["place"]])
+        pair = (match["word"], PLACES_OF_PHRASES[match["place"]])
         if pair in found:
             leftover.append(match[0])
         found.add(pair)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prismcap.evaluate.columns import align
 from prismcap.evaluate.intervals import MIN_ITEMS
-from prismcap.evaluate.prism.table import align, percent
+from prismcap.evaluate.prism.table import percent
 
 _HEAD = ("model", "figure", "value", "95% interval", "n", "pictures")
 _LEFT_OUT = ("unread", "failed", "unrated")

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from prismcap.configs.cache import resolve_path
 from prismcap.configs.errors import ConfigError
+from prismcap.evaluate.metrics._contract import ItemFigure
 
 _NO_LIMIT = 1_000_000  # tokenizers that know no limit say 10**30
 
@@ -54,3 +55,9 @@ def too_long(tokenizer: Any, texts: Sequence[str], limit: int | None) -> list[bo
     if limit is None or not texts:
         return [False] * len(texts)
     return [len(ids) > limit for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
+
+
+def text_cut(cut: Sequence[bool]) -> ItemFigure:
+    """The figure that tells how many texts are not read to their end."""
+    flags = [float(flag) for flag in cut]
+    return ItemFigure("text_cut", flags, "share of texts longer than the model reads", higher_is_better=None)

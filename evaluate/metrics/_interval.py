@@ -10,16 +10,12 @@ from numpy.typing import NDArray
 
 from prismcap.evaluate.intervals import Mean, MeanDifference, Rate
 from prismcap.evaluate.metrics._contract import CaptionItem, Floats, ItemFigure
+from prismcap.evaluate.metrics._shares import share
 from prismcap.evaluate.statistics.clustered import ClusteredItems, effective_n, resampled_rate
 from prismcap.evaluate.statistics.multiple import holm
 from prismcap.evaluate.statistics.paired import discordance, exchange_test, mcnemar, widened
 from prismcap.evaluate.statistics.power import minimum_detectable, minimum_detectable_flags
-from prismcap.evaluate.statistics.resample import (
-    NUM_RESAMPLES,
-    cluster_index,
-    percentile_interval,
-    sums_by_cluster,
-)
+from prismcap.evaluate.statistics.resample import NUM_RESAMPLES, percentile_interval
 
 Present = NDArray[np.bool_]
 Combine = Callable[[Floats], Floats]
@@ -30,8 +26,9 @@ class FigureDifference:
     """b - a on the same items.
 
     p: of "it does not matter which is which", clusters exchanged whole: exact for flags (McNemar's test where
-    clusters are single), else by random exchanges. minimum_detectable: the difference that a test of this
-    size finds with 80% power, in the figure's unit. Both are uncorrected.
+    clusters are single); else by every exchange where at most paired.MOST_EXACT clusters differ, by random
+    ones (10,000) beyond. minimum_detectable: the difference that a test of this size finds with 80% power, in
+    the figure's unit. Both are uncorrected.
     """
 
     difference: MeanDifference
@@ -42,11 +39,6 @@ class FigureDifference:
 def clusters_of(items: Sequence[CaptionItem]) -> list[str]:
     """The cluster of every item: its picture, or the item itself."""
     return [item.cluster or item.id for item in items]
-
-
-def figure_interval(figure: ItemFigure, clusters: Sequence[str], seed: int = 0) -> Rate | Mean | None:
-    """See FigureIntervals.value; for one figure alone."""
-    return FigureIntervals(clusters, seed).value(figure)
 
 
 class FigureIntervals:
@@ -110,9 +102,10 @@ class FigureIntervals:
         if not of_sums and all(np.isin(of, (0, 1)).all() for of in bounded):
             p, detectable = self._of_flags(*bounded, present)
             return FigureDifference(difference, p, detectable)
+        p = exchange_test(self._items.sums(sums_a), self._items.sums(sums_b), combine, self._seed)
         # the spread of resampled differences is the standard error of the one observed
         detectable = minimum_detectable(1.0, float(resampled.std()))
-        return FigureDifference(difference, self._exchanged(sums_a, sums_b, combine), detectable)
+        return FigureDifference(difference, p, detectable)
 
     def _combined(self, sums: Floats, combine: Combine) -> tuple[float, Floats]:
         """ClusteredItems.combined, without the resamples that cannot be computed."""
@@ -126,11 +119,6 @@ class FigureIntervals:
         informative = min(float(len(one)), effective_n((b - a).tolist(), clusters))
         detectable = minimum_detectable_flags(informative, discordance(one, other))
         return mcnemar(one, other, clusters), detectable
-
-    def _exchanged(self, a: Floats, b: Floats, combine: Combine) -> float:
-        index, num_clusters = cluster_index(self._clusters)
-        one, other = (sums_by_cluster(side, index, num_clusters) for side in (a, b))
-        return exchange_test(one, other, combine, self._seed)
 
 
 def corrected(differences: dict[str, FigureDifference]) -> dict[str, dict[str, float | int | bool]]:
@@ -157,14 +145,9 @@ def _column(figure: ItemFigure) -> tuple[Floats, Present]:
 def _statistics(figure: ItemFigure, values: Floats, present: Present) -> tuple[Floats, Combine]:
     """What adds up over the items, and what makes the figure of it; of a mean over the items present."""
     if figure.sums is None:
-        return np.column_stack([np.where(present, values, 0.0), present.astype(np.float64)]), _mean
+        return np.column_stack([np.where(present, values, 0.0), present.astype(np.float64)]), share
     assert figure.combine is not None and len(figure.sums) == len(values)
     return np.asarray(figure.sums, dtype=np.float64), figure.combine
-
-
-def _mean(sums: Floats) -> Floats:
-    mean: Floats = sums[..., 0] / sums[..., 1]
-    return mean
 
 
 def _is_share(figure: ItemFigure, values: Floats) -> bool:

@@ -13,18 +13,24 @@ from typing import Literal, get_args
 
 from prismcap.data.scenes.compose import COLORS, TEXTURES
 from prismcap.data.scenes.graph import SceneGraph, Size
-from prismcap.data.scenes.text import NUMBERS, PLACE_PHRASES, parse_short_caption
+from prismcap.data.scenes.text import (
+    ANY_PLACE_PHRASE,
+    NUMBERS,
+    PLACE_PHRASES,
+    PLACES_OF_PHRASES,
+    parse_short_caption,
+)
 from prismcap.data.scenes.words import manners, with_article
 from prismcap.evaluate.metrics._terms import Mention, Terms
+from prismcap.evaluate.metrics._vocabulary import scene_vocabulary
 from prismcap.evaluate.scoring.mentions import NUMBER_WORDS
 from prismcap.evaluate.scoring.replies import sentences
 
 READER_VERSION = 1  # raise it whenever a text is read otherwise
 StatementKind = Literal["object", "place", "number", "background"]
 
-_PLACES = {phrase: place for place, phrase in PLACE_PHRASES.items()}
 _LONG = re.compile(
-    rf"(?P<place>{'|'.join(sorted(_PLACES, key=len, reverse=True))}) (?:is|are) (?:an?|some) "
+    rf"(?P<place>{ANY_PLACE_PHRASE}) (?:is|are) (?:an?|some) "
     rf"(?:{'|'.join(get_args(Size))}) (?P<word>[^,.?!]+)[.!?]?"
 )
 # "on the left of the tiger" says where the tiger is not; without possessive quantifiers "on the left side of
@@ -94,6 +100,11 @@ def scene_statements(graph: SceneGraph) -> tuple[SceneStatement, ...]:
     )
 
 
+def read_of(text: str, graph: SceneGraph) -> SaidScene:
+    """read_scene with the words of all object sets and those of the scene, which may be others."""
+    return read_scene(text, scene_vocabulary().terms.extended(graph.words))
+
+
 def read_scene(text: str, terms: Terms) -> SaidScene:
     """What the text says. terms: the words that are looked for in free text."""
     said = SaidScene()
@@ -112,7 +123,7 @@ def read_scene(text: str, terms: Terms) -> SaidScene:
 def _read_sentence(sentence: str, terms: Terms, said: SaidScene) -> None:
     long = _LONG.fullmatch(sentence)
     if long:
-        _add(long["word"], _PLACES[long["place"]], terms, said)
+        _add(long["word"], PLACES_OF_PHRASES[long["place"]], terms, said)
         return
     found = parse_short_caption(sentence)
     pairs = [(word, place) for word, place in found if place]

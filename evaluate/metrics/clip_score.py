@@ -17,7 +17,7 @@ from prismcap.configs.schema.base import Section
 from prismcap.evaluate.local_models import model_identity
 from prismcap.evaluate.metrics._contract import CaptionItem, ItemFigure, MetricContext, Need
 from prismcap.evaluate.metrics._dual_encoder import DualEncoder
-from prismcap.evaluate.metrics._encoders import model_folder
+from prismcap.evaluate.metrics._encoders import model_folder, text_cut
 from prismcap.evaluate.metrics._shares import that_apply
 
 VERSION = 1  # raise it whenever a figure changes
@@ -76,7 +76,6 @@ class ClipScore:
             scores.append(score)
             nearest = max((float(own @ texts[place[other]]) for other in others), default=None)
             with_references.append(None if nearest is None else _harmonic(score, max(nearest, 0.0)))
-        cut = [float(flag) for flag in self._encoder.too_long(given)]
         return that_apply(
             [
                 ItemFigure(
@@ -88,12 +87,7 @@ class ClipScore:
                     "harmonic mean of clip_score and the largest cosine to a reference",
                     unit="score",
                 ),
-                ItemFigure(
-                    "text_cut",
-                    cut,
-                    "share of texts longer than the model reads",
-                    higher_is_better=None,
-                ),
+                text_cut(self._encoder.too_long(given)),
             ]
         )
 

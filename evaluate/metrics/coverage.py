@@ -14,7 +14,7 @@ from pydantic import Field
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.base import Section
 from prismcap.evaluate.metrics._contract import CaptionItem, ItemFigure, Metric, MetricContext, Need
-from prismcap.evaluate.metrics._scene_text import READER_VERSION, read_scene, scene_statements
+from prismcap.evaluate.metrics._scene_text import READER_VERSION, read_of, scene_statements
 from prismcap.evaluate.metrics._shares import summed, table, that_apply
 from prismcap.evaluate.metrics._vocabulary import scene_vocabulary
 from prismcap.evaluate.reasoners._contract import Reasoner, ReasonRequest
@@ -69,7 +69,7 @@ class GraphCoverage:
 def _entailed(item: CaptionItem) -> tuple[float, float]:
     """(statements that the text entails, statements)."""
     assert item.graph is not None, "the caller checks `needs`"
-    said = read_scene(item.text, scene_vocabulary().terms.extended(item.graph.words))
+    said = read_of(item.text, item.graph)
     statements = scene_statements(item.graph)
     return float(sum(statement.said_in(said) for statement in statements)), float(len(statements))
 

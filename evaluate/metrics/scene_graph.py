@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 
 from prismcap.configs.schema.base import Section
 from prismcap.evaluate.metrics._contract import CaptionItem, ItemFigure, MetricContext, Need
-from prismcap.evaluate.metrics._scene_text import READER_VERSION, SaidScene, read_scene
+from prismcap.evaluate.metrics._scene_text import READER_VERSION, SaidScene, read_of
 from prismcap.evaluate.metrics._shares import precision_recall_f1, table, that_apply
 from prismcap.evaluate.metrics._vocabulary import scene_vocabulary
 
@@ -54,7 +54,7 @@ class SceneGraphMatch:
 
 def _read(item: CaptionItem) -> SaidScene:
     assert item.graph is not None, "the caller checks `needs`"
-    return read_scene(item.text, scene_vocabulary().terms.extended(item.graph.words))
+    return read_of(item.text, item.graph)
 
 
 def _objects(said: SaidScene, item: CaptionItem) -> Counts:

@@ -26,7 +26,7 @@ from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.base import Section
 from prismcap.evaluate.local_models import local_device, model_identity
 from prismcap.evaluate.metrics._contract import CaptionItem, ItemFigure, MetricContext, Need
-from prismcap.evaluate.metrics._encoders import load_tokenizer, model_folder, token_limit, too_long
+from prismcap.evaluate.metrics._encoders import load_tokenizer, model_folder, text_cut, token_limit, too_long
 
 VERSION = 1  # raise it whenever a figure changes
 
@@ -94,9 +94,7 @@ class TextSimilarity:
             ItemFigure(name, [row[at] for row in rows], note, unit="score")
             for at, (name, note) in enumerate(notes.items())
         ]
-        cut = [float(flag) for flag in encoder.too_long([item.text for item in items])]
-        note = "share of texts longer than the model reads"
-        return [*figures, ItemFigure("text_cut", cut, note, higher_is_better=None)]
+        return [*figures, text_cut(encoder.too_long([item.text for item in items]))]
 
     def _weights(self, items: Sequence[CaptionItem]) -> Mapping[int, float] | None:
         """Of token ids, as the authors' program has them: log((N + 1) / (n + 1)) of a token that n of N

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from prismcap.configs.errors import DataError
-from prismcap.evaluate.offline.rows import Row, read_json_file, shown
+from prismcap.evaluate.offline.rows import Row, check_once, read_json_file, shown
 
 FORM = "rows of {question_id, image, text, label}"
 
@@ -45,14 +45,8 @@ def read_questions(path: Path) -> Questions:
     if file.whole is not None:
         raise DataError(f"{path}: COCO annotations; expected {FORM}")
     asked = tuple(_question(row) for row in file.rows)
-    seen: dict[str, str] = {}
-    for question in asked:
-        if question.id in seen:
-            raise DataError(
-                f"{question.where}, key 'question_id': {question.id!r} is that of {seen[question.id]} too; "
-                "each question needs its own"
-            )
-        seen[question.id] = question.where
+    ids = ((question.where, "question_id", question.id) for question in asked)
+    check_once(ids, "; each question needs its own")
     return Questions(path, file.checksum, asked)
 
 
@@ -60,9 +54,9 @@ def _question(row: Row) -> Asked:
     return Asked(
         id=row.id_of("question_id"),
         text=row.text_of("text"),
-        image=row.text_of("image") if "image" in row.values else "",
+        image=row.optional_text_of("image"),
         answer=_label(row) if "label" in row.values else None,
-        group=row.text_of("category") if "category" in row.values else "",
+        group=row.optional_text_of("category"),
         where=row.where,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -18,12 +19,25 @@ class Row:
     where: str
     values: dict[str, Any]
 
+    def key_of(self, keys: Sequence[str]) -> str:
+        """The first of the keys that is there. Raises DataError where none is."""
+        found = next((key for key in keys if key in self.values), None)
+        if found is None:
+            raise DataError(
+                f"{self.where}: none of the keys {', '.join(keys)}; it has {shown(list(self.values))}"
+            )
+        return found
+
     def text_of(self, key: str) -> str:
         """Raises DataError where the key holds no text."""
         value = self.values.get(key)
         if not isinstance(value, str):
             raise DataError(f"{self.where}, key {key!r}: expected a text, found {shown(value)}")
         return value
+
+    def optional_text_of(self, key: str) -> str:
+        """An empty one where there is no such key. Raises as text_of."""
+        return self.text_of(key) if key in self.values else ""
 
     def texts_of(self, key: str) -> tuple[str, ...]:
         """Raises DataError where the key holds no list of texts."""
@@ -94,6 +108,16 @@ def _row(where: str, value: Any) -> Row:
     if not isinstance(value, dict):
         raise DataError(f"{where}: expected an object, found {shown(value)}")
     return Row(where, value)
+
+
+def check_once(rows: Iterable[tuple[str, str, str]], remedy: str) -> None:
+    """Of (where, key, id). Raises DataError for the first id that an earlier row has; remedy: its end, from
+    the mark after "too" on."""
+    seen: dict[str, str] = {}
+    for where, key, id in rows:
+        if id in seen:
+            raise DataError(f"{where}, key {key!r}: {id!r} is that of {seen[id]} too{remedy}")
+        seen[id] = where
 
 
 def name_of(image: str) -> str:

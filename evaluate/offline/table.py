@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prismcap.evaluate.columns import align
 from prismcap.evaluate.intervals import MIN_ITEMS
 from prismcap.evaluate.offline.measure import Measured
-from prismcap.evaluate.prism.table import align
 from prismcap.evaluate.statistics.power import ALPHA
 
 ABSENT = "-"

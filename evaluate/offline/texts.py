@@ -8,12 +8,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from prismcap.configs.errors import DataError
-from prismcap.evaluate.offline.rows import Row, read_json_file, shown
+from prismcap.evaluate.offline.rows import Row, check_once, read_json_file
 
 ID_KEYS = ("id", "question_id", "image_id", "image")
 TEXT_KEYS = ("caption", "text", "answer")
@@ -51,17 +51,16 @@ def read_texts(path: Path) -> Texts:
     if file.whole is not None:
         raise DataError(f"{path}: COCO annotations, not captions of a model; give it to --references")
     texts = tuple(_text(row, number) for number, row in enumerate(file.rows))
-    seen: dict[str, str] = {}
+    check_once(_ids(texts), ". Keep one row for each id: measure one prompt, or one model, at a time")
+    return Texts(path, file.checksum, texts)
+
+
+def _ids(texts: Sequence[Text]) -> Iterator[tuple[str, str, str]]:
+    """(where, key, id) of each. Raises DataError where only some of them have an id of their own."""
     for text in texts:
         if (text.id_key == "") != (texts[0].id_key == ""):
             raise DataError(f"{text.where}: has {_has_id(text)}, and the first row has {_has_id(texts[0])}")
-        if text.id in seen:
-            raise DataError(
-                f"{text.where}, key {text.id_key!r}: {text.id!r} is that of {seen[text.id]} too. Keep one "
-                "row for each id: measure one prompt, or one model, at a time"
-            )
-        seen[text.id] = text.where
-    return Texts(path, file.checksum, texts)
+        yield text.where, text.id_key, text.id
 
 
 def _has_id(text: Text) -> str:
@@ -69,26 +68,14 @@ def _has_id(text: Text) -> str:
 
 
 def _text(row: Row, number: int) -> Text:
-    text_key = _first(row, TEXT_KEYS)
-    if text_key is None:
-        raise DataError(
-            f"{row.where}: none of the keys {', '.join(TEXT_KEYS)}; it has {shown(list(row.values))}"
-        )
-    id_key = _first(row, ID_KEYS)
-    ordered = id_key is None and "question" in row.values and text_key == "answer"
-    if id_key is None and not ordered:
-        raise DataError(
-            f"{row.where}: none of the keys {', '.join(ID_KEYS)}; it has {shown(list(row.values))}"
-        )
+    text_key = row.key_of(TEXT_KEYS)
+    ordered = text_key == "answer" and "question" in row.values and row.values.keys().isdisjoint(ID_KEYS)
+    id_key = "" if ordered else row.key_of(ID_KEYS)
     return Text(
-        id=str(number) if id_key is None else row.id_of(id_key),
-        id_key=id_key or "",
+        id=str(number) if ordered else row.id_of(id_key),
+        id_key=id_key,
         text=row.text_of(text_key).strip(),
         where=row.where,
-        image=row.text_of("image") if "image" in row.values else "",
+        image=row.optional_text_of("image"),
         question=row.text_of("question") if ordered else "",
     )
-
-
-def _first(row: Row, keys: Iterable[str]) -> str | None:
-    return next((key for key in keys if key in row.values), None)

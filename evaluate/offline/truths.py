@@ -8,9 +8,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from prismcap.configs.errors import DataError
 from prismcap.evaluate.offline.rows import JsonFile, Row, name_of, read_json_file, shown
@@ -63,10 +63,8 @@ def read_references(path: Path) -> Truths:
     captions: dict[str, list[str]] = {}
     for image, row in _annotations(file, "caption"):
         captions.setdefault(image, []).append(row.text_of("caption"))
-    truths = Truths(path, file.checksum, of_pictures=True)
-    for id, image in _images(file, captions).items():
-        truths.add(id, Truth(image=image, references=tuple(captions.get(id, ()))), str(path))
-    return truths
+    annotated = {id: Truth(references=tuple(texts)) for id, texts in captions.items()}
+    return _of_images(file, annotated, nothing=Truth())
 
 
 def read_objects(path: Path) -> Truths:
@@ -82,24 +80,26 @@ def read_objects(path: Path) -> Truths:
         if category not in names:
             raise DataError(f"{row.where}, key 'category_id': {category} is not among the categories")
         objects.setdefault(image, {})[names[category]] = None
-    truths = Truths(path, file.checksum, of_pictures=True)
-    for id, image in _images(file, objects).items():
-        truths.add(id, Truth(image=image, objects=tuple(objects.get(id, ()))), str(path))
+    annotated = {id: Truth(objects=tuple(of_image)) for id, of_image in objects.items()}
+    return _of_images(file, annotated, nothing=Truth(objects=()))
+
+
+def _of_images(file: JsonFile, annotated: dict[str, Truth], nothing: Truth) -> Truths:
+    """What is annotated of every image of COCO's; nothing: what is known of one without annotations."""
+    truths = Truths(file.path, file.checksum, of_pictures=True)
+    for id, image in _images(file, annotated).items():
+        truths.add(id, replace(annotated.get(id, nothing), image=image), str(file.path))
     return truths
 
 
 def _of_rows(file: JsonFile, needed: str) -> Truths:
     truths = Truths(file.path, file.checksum, of_pictures=False)
     for row in file.rows:
-        id_key = next((key for key in ID_KEYS if key in row.values), None)
-        if id_key is None:
-            raise DataError(
-                f"{row.where}: none of the keys {', '.join(ID_KEYS)}; it has {shown(list(row.values))}"
-            )
+        id_key = row.key_of(ID_KEYS)
         if needed not in row.values and "statements" not in row.values:
             raise DataError(f"{row.where}: no key {needed!r}; it has {shown(list(row.values))}")
         truth = Truth(
-            image=row.text_of("image") if "image" in row.values else "",
+            image=row.optional_text_of("image"),
             references=row.texts_of("references") if "references" in row.values else (),
             objects=row.texts_of("objects") if "objects" in row.values else None,
             statements=row.texts_of("statements") if "statements" in row.values else (),
@@ -108,11 +108,11 @@ def _of_rows(file: JsonFile, needed: str) -> Truths:
     return truths
 
 
-def _images(file: JsonFile, annotated: dict[str, Any]) -> dict[str, str]:
+def _images(file: JsonFile, annotated: Iterable[str]) -> dict[str, str]:
     """Id -> file name of every image, those that only an annotation names among them, without a name."""
     found = {}
     for row in _list(file, "images", "ids and file names") if file.whole and "images" in file.whole else ():
-        found[row.id_of("id")] = row.text_of("file_name") if "file_name" in row.values else ""
+        found[row.id_of("id")] = row.optional_text_of("file_name")
     return found | {id: "" for id in annotated if id not in found}
 
 

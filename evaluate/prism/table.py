@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prismcap.evaluate.columns import align
 from prismcap.evaluate.intervals import MIN_ITEMS
 
 _HEAD = ("benchmark", "perceiver", "instruction", "reasoner", "right %", "95% interval", "n")
@@ -40,15 +41,3 @@ def _row(cell: Mapping[str, Any], shares: Sequence[str], macros: Sequence[str]) 
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f}"
-
-
-def align(rows: Sequence[Sequence[str]], num_names: int) -> str:
-    """Columns of one width: the first ones to the left, the last as it comes, those between to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row[:num_names], widths, strict=False)]
-        numbers = zip(row[num_names:-1], widths[num_names:-1], strict=True)
-        cells += [cell.rjust(width) for cell, width in numbers]
-        lines.append("  ".join([*cells, row[-1]]).rstrip())
-    return "\n".join(lines)

@@ -98,6 +98,10 @@ class ClusteredItems:
         self._index, self.num_clusters = cluster_index(clusters)
         self._resamples = Resamples(self.num_clusters, seed, num_resamples)
 
+    def sums(self, values: Floats) -> Floats:
+        """[items, columns] -> [clusters, columns]."""
+        return sums_by_cluster(values, self._index, self.num_clusters)
+
     def rates(
         self,
         values: Floats,
@@ -111,8 +115,8 @@ class ClusteredItems:
             raise ValueError("a rate needs at least one item")
         macros = macros or {}
         weights = present.astype(np.float64)
-        numerators = sums_by_cluster(np.where(present, values, 0.0), self._index, self.num_clusters)
-        denominators = sums_by_cluster(weights, self._index, self.num_clusters)
+        numerators = self.sums(np.where(present, values, 0.0))
+        denominators = self.sums(weights)
         means = numerators.sum(axis=0) / denominators.sum(axis=0)
         flags = (~present | (values == 0) | (values == 1)).all(axis=0)
         score = flags & (denominators.max(axis=0) <= 1)
@@ -134,12 +138,12 @@ class ClusteredItems:
             for name, columns in macros.items()
         }
 
-    def combined(self, sums: Floats, combine: Callable[[Floats], Floats]) -> tuple[float, Floats]:
-        """(`combine` of the sums [items, columns] over all items, the same of each resample).
+    def combined(self, values: Floats, combine: Callable[[Floats], Floats]) -> tuple[float, Floats]:
+        """(`combine` of the sums of values [items, columns] over all items, the same of each resample).
 
         combine: [..., columns] -> [...]. Neither is finite where it divides by nothing.
         """
-        by_cluster = sums_by_cluster(sums, self._index, self.num_clusters)
+        by_cluster = self.sums(values)
         with np.errstate(divide="ignore", invalid="ignore"):
             return float(combine(by_cluster.sum(axis=0))), combine(self._resamples.sums(by_cluster))
 

@@ -135,18 +135,16 @@ def judge_of(url: str | None, model: str | None, key_env: str | None) -> Reasone
         return None
     if url is None or model is None:
         raise ConfigError("a judge needs both --judge-url URL and --judge-model NAME")
-    from pydantic import ValidationError
-
-    from prismcap.configs.registry import describe
+    from prismcap.configs.registry import component_options
+    from prismcap.configs.schema.base import Component
     from prismcap.configs.schema.prism import Decoding
     from prismcap.evaluate.reasoners._contract import ReasonerContext
-    from prismcap.evaluate.reasoners.openai import Options, build
 
-    try:
-        options = Options(url=url, model=model, api_key_env=key_env)
-    except ValidationError as error:
-        raise ConfigError(describe(error, "--judge: ", Options)) from error
-    return build(options, ReasonerContext("judge", Decoding(), device="cpu", batch_size=1, seed=0))
+    judge = Component.model_validate({"name": "openai", "url": url, "model": model, "api_key_env": key_env})
+    module, options = component_options("reasoner", judge, "--judge")
+    context = ReasonerContext("judge", Decoding(), device="cpu", batch_size=1, seed=0)
+    built: Reasoner = module.build(options, context)
+    return built
 
 
 def partial_lines(items: Sequence[CaptionItem], files: Mapping[str, Mapping[str, Any]]) -> list[str]:

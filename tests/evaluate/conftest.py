@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+import prismcap.evaluate.run as module
 from prismcap.configs.cache import cache_dir
 from prismcap.configs.load import to_yaml
 from prismcap.configs.schema.run import RunConfig
 from prismcap.model.build import build_captioner
+from prismcap.model.captioner import Captioner
+from prismcap.model.restore import load_trained
 from prismcap.model.trainable import finish_stage, prepare_stage, trainable_state
 from prismcap.model.weights import save_weights
 
@@ -117,3 +121,18 @@ def make_run(drawn_scenes: str) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def loaded_once(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of a module's run `measured` have its weights: load them from that one, once."""
+
+    def load(_run_dir: Path, device: str, last_stage: str | None = None) -> tuple[Captioner, RunConfig]:
+        return _loaded(measured, device, last_stage)
+
+    monkeypatch.setattr(module, "load_trained", load)
+
+
+@functools.cache
+def _loaded(run: Path, device: str, last_stage: str | None) -> tuple[Captioner, RunConfig]:
+    return load_trained(run, device, last_stage)

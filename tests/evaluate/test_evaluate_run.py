@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import resource
 import shutil
@@ -20,7 +19,7 @@ import prismcap.evaluate.asking as asking
 import prismcap.evaluate.run as module
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.registry import component_module
-from prismcap.configs.schema.run import RunConfig, SplitConfig
+from prismcap.configs.schema.run import SplitConfig
 from prismcap.data.scenes.text import answer_right, short_caption
 from prismcap.data.schema import DataError
 from prismcap.data.sources._contract import SourceContext
@@ -31,8 +30,6 @@ from prismcap.evaluate.run import BLANK, evaluate_run
 from prismcap.evaluate.scenes.figures import figures_of
 from prismcap.evaluate.scenes.items import split_items
 from prismcap.evaluate.scenes.scoring import RIGHT, score
-from prismcap.model.captioner import Captioner
-from prismcap.model.restore import load_trained
 from prismcap.scripts.commands.evaluate import evaluate
 
 
@@ -58,21 +55,6 @@ def copy_run(measured: Path, tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return copy
-
-
-@pytest.fixture
-def loaded_once(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies of the run have the same weights: load them from the first one, once."""
-
-    def load(_run_dir: Path, device: str, last_stage: str | None = None) -> tuple[Captioner, RunConfig]:
-        return _loaded(measured, device, last_stage)
-
-    monkeypatch.setattr(module, "load_trained", load)
-
-
-@functools.cache
-def _loaded(run: Path, device: str, last_stage: str | None) -> tuple[Captioner, RunConfig]:
-    return load_trained(run, device, last_stage)
 
 
 def read(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 from collections import defaultdict
@@ -19,14 +18,11 @@ import prismcap.evaluate.asking as asking
 import prismcap.evaluate.run as module
 from prismcap.configs.errors import ConfigError, DataError
 from prismcap.configs.load import load_config
-from prismcap.configs.schema.run import RunConfig
 from prismcap.data.scenes.text import short_caption
 from prismcap.evaluate.inference import Request
 from prismcap.evaluate.results import write_results
 from prismcap.evaluate.run import BLANK, evaluate_run
 from prismcap.evaluate.table import metrics_table
-from prismcap.model.captioner import Captioner
-from prismcap.model.restore import load_trained
 from prismcap.scripts.commands.evaluate import evaluate
 
 WORDS = {"name": "counted_metrics.words"}
@@ -43,19 +39,6 @@ def measured(make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
     run = make_run(tmp_path_factory.mktemp("outcomes") / "tiny", metrics=[WORDS])
     evaluate_run(run)
     return run
-
-
-@pytest.fixture
-def loaded_once(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(_run_dir: Path, device: str, last_stage: str | None = None) -> tuple[Captioner, RunConfig]:
-        return _loaded(measured, device, last_stage)
-
-    monkeypatch.setattr(module, "load_trained", load)
-
-
-@functools.cache
-def _loaded(run: Path, device: str, last_stage: str | None) -> tuple[Captioner, RunConfig]:
-    return load_trained(run, device, last_stage)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from prismcap.evaluate.intervals import Mean, Rate, wilson
 from prismcap.evaluate.metrics._contract import CaptionItem, ItemFigure
-from prismcap.evaluate.metrics._interval import FigureIntervals, clusters_of, corrected, figure_interval
+from prismcap.evaluate.metrics._interval import FigureIntervals, clusters_of, corrected
 from prismcap.evaluate.statistics.clustered import clustered_rate
 from prismcap.evaluate.statistics.multiple import holm
 from prismcap.evaluate.statistics.paired import exchange_test, mcnemar, paired_difference
@@ -87,38 +87,38 @@ def test_a_mean_leaves_out_the_items_without_a_value() -> None:
 
 def test_flags_have_the_interval_that_every_rate_has() -> None:
     single = ItemFigure("right", [1.0] * 40 + [0.0] * 10 + [None], "")
-    assert figure_interval(single, [str(at) for at in range(51)]) == wilson(40, 50)
+    assert FigureIntervals([str(at) for at in range(51)]).value(single) == wilson(40, 50)
     flags = [float(at % 5 != 0) for at in range(60)]
-    found = figure_interval(ItemFigure("right", flags, ""), CLUSTERS, seed=4)
+    found = FigureIntervals(CLUSTERS, seed=4).value(ItemFigure("right", flags, ""))
     assert found == clustered_rate(flags, CLUSTERS, seed=4)
 
 
 def test_without_spread_the_interval_is_wilsons_with_as_many_trials_as_clusters() -> None:
     score = wilson(20, 20)
-    right = figure_interval(ItemFigure("right", [1.0] * 60, ""), CLUSTERS)
+    right = FigureIntervals(CLUSTERS).value(ItemFigure("right", [1.0] * 60, ""))
     assert right == Rate(1.0, score.low, score.high, 60)
     perfect = np.tile([1.0, 0, 0], (60, 1))
-    assert figure_interval(of_sums(perfect), CLUSTERS) == right
+    assert FigureIntervals(CLUSTERS).value(of_sums(perfect)) == right
     # in words nothing is known of a spread that is not there
-    same = figure_interval(ItemFigure("words", [7.0] * 60, "", unit="words"), CLUSTERS)
+    same = FigureIntervals(CLUSTERS).value(ItemFigure("words", [7.0] * 60, "", unit="words"))
     assert same == Mean(7.0, 7.0, 7.0, 60)
 
 
 def test_a_figure_that_cannot_be_computed_has_no_value() -> None:
-    assert figure_interval(ItemFigure("precision", [None] * 60, ""), CLUSTERS) is None
+    assert FigureIntervals(CLUSTERS).value(ItemFigure("precision", [None] * 60, "")) is None
     empty = ItemFigure("f1", [0.0] * 60, "", sums=np.zeros((60, 3)), combine=f1)
-    assert figure_interval(empty, CLUSTERS) is None
+    assert FigureIntervals(CLUSTERS).value(empty) is None
     assert FigureIntervals(CLUSTERS).difference(empty, of_sums(counts(1))) is None
     # one item alone tells: the resamples without it cannot be computed, and are left out
     lonely = np.zeros((60, 3))
     lonely[0] = [2, 1, 0]
-    found = figure_interval(of_sums(lonely), CLUSTERS)
+    found = FigureIntervals(CLUSTERS).value(of_sums(lonely))
     assert isinstance(found, Rate) and 0 < found.low <= 0.8 <= found.high <= 1
 
 
 def test_a_share_may_be_a_cosine() -> None:
     values = np.random.default_rng(0).normal(-0.1, 0.2, size=60).tolist()
-    found = figure_interval(ItemFigure("cosine", values, ""), CLUSTERS)
+    found = FigureIntervals(CLUSTERS).value(ItemFigure("cosine", values, ""))
     assert isinstance(found, Rate) and found.low < found.rate < found.high and found.low < 0
 
 

@@ -81,7 +81,9 @@ class Loop:
         return [[max(scores[at] for scores in row) for row in rows] for at in range(3)]
 
 
-@pytest.mark.parametrize(("layer", "idf"), [(-1, False), (0, False), (2, False), (-1, True), (-2, True)])
+@pytest.mark.parametrize(
+    ("layer", "idf"), [(-1, False), (0, False), (2, False), (-1, True), (-2, True), (0, True)]
+)
 def test_figures_are_those_of_the_loop(folder: Path, layer: int, idf: bool) -> None:
     metric = build("text_similarity", path=str(folder), layer=layer, idf=idf)
     figures = by_name(metric.figures(ITEMS))
@@ -99,6 +101,20 @@ def test_batches_change_nothing(folder: Path, batch_size: int) -> None:
     other = build("text_similarity", context, path=str(folder), idf=True).figures(ITEMS)
     for before, after in zip(one, other, strict=True):
         assert after.values == pytest.approx(list(before.values), abs=3e-6)
+
+
+def test_a_token_weighs_by_the_references_that_hold_it_and_one_more(folder: Path) -> None:
+    # of three references two hold an a, one a b, and none a z
+    items = [CaptionItem("1", "az", references=("ab",)), CaptionItem("2", "c", references=("a", "c"))]
+    a, b, z = math.log(4 / 3), math.log(4 / 2), math.log(4 / 1)
+    # of the embeddings, where an a in the same place is the same vector: its cosine is 1
+    options: dict[str, Any] = {"path": str(folder), "layer": 0}
+    even = by_name(build("text_similarity", **options).figures(items))
+    weighed = by_name(build("text_similarity", **options, idf=True).figures(items))
+    for name, other in (("precision", z), ("recall", b)):
+        alike, found = even[name].values[0], weighed[name].values[0]
+        assert alike is not None and alike < 0.95, "the example tells"
+        assert found == pytest.approx((a * 1 + other * (2 * alike - 1)) / (a + other), abs=3e-6), name
 
 
 def test_words_that_every_reference_holds_weigh_alike_where_there_are_no_others(folder: Path) -> None:

@@ -12,25 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from metric_items import build, value
 from pycoco_reference import GOLDEN, meteor_scores, missing, scores, tokenized
 
 from prismcap.configs.errors import ConfigError
-from prismcap.configs.registry import available, component_options
-from prismcap.configs.schema.base import Component
+from prismcap.configs.registry import available
 from prismcap.evaluate.metrics import meteor
-from prismcap.evaluate.metrics._contract import CaptionItem, ItemFigure, Metric, MetricContext
+from prismcap.evaluate.metrics._contract import CaptionItem, ItemFigure
 from prismcap.evaluate.metrics.rouge_l import longest_common
 
 GOLD = json.loads(GOLDEN.read_text())
 TEXTUAL = ("bleu", "rouge_l", "cider_d")
 NAMES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d")
 TOLERANCE = 1e-6
-
-
-def build(name: str) -> Metric:
-    module, options = component_options("metric", Component(name=name))
-    metric: Metric = module.build(options, MetricContext())
-    return metric
 
 
 def items_of(*pairs: tuple[str, list[str]]) -> list[CaptionItem]:
@@ -47,19 +41,12 @@ def all_figures(items: list[CaptionItem]) -> dict[str, ItemFigure]:
     return {figure.name: figure for name in TEXTUAL for figure in build(name).figures(items)}
 
 
-def of_all(figure: ItemFigure) -> float:
-    """The figure over its items, as the contract says to make it."""
-    if figure.sums is None or figure.combine is None:
-        return float(np.mean([value for value in figure.values if value is not None]))
-    return float(figure.combine(figure.sums.sum(axis=0)))
-
-
 def test_figures_are_pycocoevalcaps() -> None:
     figures = all_figures(golden_items())
     assert tuple(figures) == NAMES
     for name, figure in figures.items():
         expected = GOLD["scores"][name]
-        assert of_all(figure) == pytest.approx(expected["all"], abs=TOLERANCE), name
+        assert value(figure) == pytest.approx(expected["all"], abs=TOLERANCE), name
         assert figure.values == pytest.approx(expected["items"], abs=TOLERANCE), name
 
 
@@ -85,7 +72,7 @@ def test_bleu_of_a_set_comes_from_summed_counts_and_is_no_mean() -> None:
     items = items_of(("red dog", ["red dog"]), ("a b c d e f g h", ["x"]))
     figure = all_figures(items)["bleu_1"]
     assert figure.values == pytest.approx([1.0, 0.0], abs=1e-6)
-    assert of_all(figure) == pytest.approx(2 / 10)
+    assert value(figure) == pytest.approx(2 / 10)
 
 
 def test_rouge_l_by_hand() -> None:
@@ -123,7 +110,7 @@ def test_the_same_text_scores_the_most_there_is() -> None:
     figures = all_figures(items_of(*((text, ["something else entirely", text]) for text in texts)))
     for name in NAMES[:5]:
         assert figures[name].values == pytest.approx([1.0] * 3, abs=TOLERANCE)
-        assert of_all(figures[name]) == pytest.approx(1.0, abs=TOLERANCE)
+        assert value(figures[name]) == pytest.approx(1.0, abs=TOLERANCE)
     figures = all_figures(items_of(*((text, [text]) for text in texts)))
     assert figures["cider_d"].values == pytest.approx([10.0] * 3)
 
@@ -141,7 +128,7 @@ def test_the_order_of_items_makes_no_difference() -> None:
     random.Random(0).shuffle(order)
     before, after = all_figures(items), all_figures([items[position] for position in order])
     for name in NAMES:
-        assert of_all(after[name]) == pytest.approx(of_all(before[name]), abs=1e-12)
+        assert value(after[name]) == pytest.approx(value(before[name]), abs=1e-12)
         moved = [before[name].values[position] for position in order]
         assert after[name].values == pytest.approx(moved, abs=1e-12)
 
@@ -150,7 +137,7 @@ def test_an_empty_text_scores_nothing_and_is_a_number() -> None:
     figures = all_figures(items_of(("", ["a dog", "a cat"]), ("a dog", ["a dog"])))
     for name in NAMES:
         assert figures[name].values[0] == pytest.approx(0.0, abs=1e-9)
-        assert math.isfinite(of_all(figures[name]))
+        assert math.isfinite(value(figures[name]))
 
 
 def test_bleu_of_many_resamples_at_once_is_that_of_each() -> None:
@@ -164,7 +151,7 @@ def test_bleu_of_many_resamples_at_once_is_that_of_each() -> None:
     assert together.shape == (3, 7)
     for place in np.ndindex(3, 7):
         items = [item for item, n in zip(golden_items(), counts[place], strict=True) for _ in range(n)]
-        assert together[place] == pytest.approx(of_all(all_figures(items)["bleu_4"]), abs=1e-12)
+        assert together[place] == pytest.approx(value(all_figures(items)["bleu_4"]), abs=1e-12)
 
 
 def test_every_metric_of_this_file_is_registered_needs_references_and_says_what_it_is() -> None:
@@ -174,7 +161,7 @@ def test_every_metric_of_this_file_is_registered_needs_references_and_says_what_
     assert all(metric.needs == {"references"} for metric in metrics)
     assert len({metric.identity for metric in metrics}) == len(names)
     with pytest.raises(ConfigError, match="unknown key"):
-        component_options("metric", Component(name="bleu", n=4))
+        build("bleu", n=4)
 
 
 # METEOR and SPICE: their programs are played by a script
@@ -226,7 +213,7 @@ def test_meteor_asks_the_program_for_every_item(played: Played) -> None:
     played.java(f"open(given, 'w').write(sys.stdin.read()); print({meteor_rows()!r})")
     (figure,) = build("meteor").figures(golden_items())
     assert figure.values == pytest.approx(GOLD["scores"]["meteor"]["items"], abs=TOLERANCE)
-    assert of_all(figure) == pytest.approx(GOLD["scores"]["meteor"]["all"], abs=TOLERANCE)
+    assert value(figure) == pytest.approx(GOLD["scores"]["meteor"]["all"], abs=TOLERANCE)
     asked = played.given.read_text().splitlines()
     assert len(asked) == len(GOLD["items"])
     tokens = GOLD["items"][0]["tokens"]
@@ -312,5 +299,5 @@ def test_figures_are_those_of_pycocoevalcap_here_and_now() -> None:
     figures = all_figures(items_of(*pairs))
     figures["meteor"] = build("meteor").figures(items_of(*pairs))[0]
     for name, figure in figures.items():
-        assert of_all(figure) == pytest.approx(expected[name]["all"], abs=TOLERANCE), name
+        assert value(figure) == pytest.approx(expected[name]["all"], abs=TOLERANCE), name
         assert figure.values == pytest.approx(expected[name]["items"], abs=TOLERANCE), name
