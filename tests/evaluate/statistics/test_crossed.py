@@ -128,6 +128,20 @@ def test_flags_of_questions_about_one_picture_are_covered_too() -> None:
     assert covered["questions"] < covered["pictures"]
 
 
+def test_small_p_values_are_as_rare_as_they_say_where_three_seeds_vary_much() -> None:
+    """Without the seeds' own test 0.8% fall below 0.001: seeds that agree by chance hide their part."""
+    rng = np.random.default_rng(0)
+    clusters = [str(item) for item in range(200)]
+    num_draws, below = 2000, {0.01: 0, 0.001: 0}
+    for _ in range(num_draws):
+        values = rng.normal(0, 0.25, (3, 1)) + rng.normal(0, 0.55, (1, 200)) + rng.normal(0, 0.55, (3, 200))
+        p = crossed_mean(values, clusters).p
+        for level in below:
+            below[level] += p < level
+    assert below[0.01] / num_draws <= 0.0125
+    assert below[0.001] / num_draws <= 0.002
+
+
 def test_minimum_detectable_is_found_in_four_of_five() -> None:
     """Where the degrees of freedom are few and known: the spread is all between the seeds."""
     rng = np.random.default_rng(14)
