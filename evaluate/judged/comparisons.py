@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from prismcap.evaluate.intervals import MeanDifference
-from prismcap.evaluate.judged.figures import OVERALL, SCALE, groups_of
+from prismcap.evaluate.judged.figures import NO_SPREAD, OVERALL, SCALE, groups_of
 from prismcap.evaluate.judged.verdicts import Judgement
 from prismcap.evaluate.statistics.clustered import effective_n
 from prismcap.evaluate.statistics.multiple import holm_by_family
-from prismcap.evaluate.statistics.paired import exchange_test
+from prismcap.evaluate.statistics.paired import exchange_test, widened
 from prismcap.evaluate.statistics.power import minimum_detectable
 from prismcap.evaluate.statistics.resample import (
     Floats,
@@ -30,6 +30,8 @@ def compare_models(by_model: Mapping[str, Sequence[Judgement]], seed: int) -> li
     """A row per two models and figure: {figure, family, a, b, difference, p, p_holm, minimum_detectable}.
 
     difference: b - a of the figures on the common questions, with the percentile interval over pictures.
+    Where no resample varies (as of one picture), that of shares reaches as far as Wilson's bound of what no
+    picture showed; of ratios low and high are None.
     p: of Fisher's randomisation test (1935), which exchanges the models' answers by whole pictures.
     p_holm: corrected within the family: the overall figures of all pairs, and those of the groups.
     minimum_detectable: what a comparison of this size finds with 80% power at 5%, uncorrected; None where
@@ -65,15 +67,27 @@ def _compare(values: Floats, pictures: Sequence[str], seed: int) -> dict[str, An
     index, num_pictures = cluster_index(pictures)
     sums = sums_by_cluster(values, index, num_pictures)
     ratios = Resamples(num_pictures, seed).ratios(sums[:, [0, 2]], sums[:, [1, 3]])
-    low, high = percentile_interval(SCALE * (ratios[:, 1] - ratios[:, 0])[:, None])
     of_a, of_b = sums[:, :2], sums[:, 2:]
     mean = float(_figure(of_b.sum(axis=0)) - _figure(of_a.sum(axis=0)))
-    difference = MeanDifference(mean, float(low[0]), float(high[0]), len(values))
+    interval = _interval(mean, SCALE * (ratios[:, 1] - ratios[:, 0]), values, num_pictures)
+    found = MeanDifference(mean, *(interval or (mean, mean)), len(values)).as_dict()
     return {
-        "difference": difference.as_dict(),
+        "difference": found if interval is not None else {**found, "low": None, "high": None},
         "p": exchange_test(of_a, of_b, _figure, seed),
         "minimum_detectable": _detectable(values, pictures),
     }
+
+
+def _interval(
+    mean: float, resampled: Floats, values: Floats, num_pictures: int
+) -> tuple[float, float] | None:
+    """Where no resample varies, shares (possible is 1) have paired.widened's; of ratios nothing is known."""
+    lows, highs = percentile_interval(resampled[:, None])
+    low, high = float(lows[0]), float(highs[0])
+    if (values[:, [1, 3]] == 1).all():
+        low, high = widened(mean / SCALE, low / SCALE, high / SCALE, num_pictures)
+        return SCALE * low, SCALE * high
+    return None if high - low < NO_SPREAD else (low, high)
 
 
 def _figure(sums: Floats) -> Floats:

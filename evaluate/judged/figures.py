@@ -23,7 +23,7 @@ from prismcap.evaluate.statistics.resample import (
 
 SCALE = 100.0
 OVERALL = "overall"
-_NO_SPREAD = 1e-9
+NO_SPREAD = 1e-9
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _interval(shares: Shares, seed: int) -> tuple[float, float] | None:
         return None
     sums = sums_by_cluster(shares.shares, index, num_pictures)
     low, high = percentile_interval(Resamples(num_pictures, seed).ratios(sums[:, :1], sums[:, 1:]))
-    if high[0] - low[0] < _NO_SPREAD:
+    if high[0] - low[0] < NO_SPREAD:
         return None
     return SCALE * float(low[0]), SCALE * float(high[0])
 
