@@ -234,6 +234,25 @@ def test_owl_eval_by_ability(make_config: Make, tmp_path: Path) -> None:
     assert "not to be held against published figures" in judged_table(results)
 
 
+def test_half_a_surrogate_pair_is_written_and_read_back(
+    make_config: Make, rows_of: Rows, tmp_path: Path
+) -> None:
+    # as a text that is cut off in the middle of an emoji; JSON can spell it, UTF-8 cannot
+    half = "A\nIt says \\ and \ud83d"
+    with faulty(judge_of(lambda _: half)) as server:
+        answers = {"mine": write_answers(tmp_path / "mine.jsonl", {1: 0, 2: 0, 3: 0})}
+        config = make_config(owl_files(tmp_path), answers, server.url)
+        assert results_of(config)["models"]["mine"]["figures"]["overall"]["value"] == 100
+    rows = rows_of(run_dir_of(config) / "items.jsonl")
+    assert [row["verdicts"][0]["reply"] for row in rows] == [half] * 3
+    cut = [{"question_id": number, "text": half} for number in (1, 2, 3)]
+    (tmp_path / "cut.jsonl").write_text("".join(json.dumps(row) + "\n" for row in cut))
+    answers = {"cut": str(tmp_path / "cut.jsonl")}
+    config = make_config(owl_files(tmp_path), answers, judge={"name": "keyword"}, name="cut")
+    results_of(config)
+    assert [row["answer"] for row in rows_of(run_dir_of(config) / "items.jsonl")] == [half] * 3
+
+
 def test_the_key_reaches_no_file(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "sk-very-secret-0123456789"
     monkeypatch.setenv("TEST_JUDGE_KEY", secret)
