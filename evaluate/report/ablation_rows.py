@@ -162,9 +162,8 @@ def failed_rows(results: Mapping[str, Any], folder: Path, page: Path) -> list[Re
     } | dict(results["about"]["shared_failed"])
     rows = []
     for unit, error in words.items():
-        logs = [folder / "logs" / f"{name}.log" for name in (unit, unit.replace("/", "__"))]
-        log = next((path for path in logs if path.is_file()), None)
-        rows.append({"unit": unit, "error": error, "log": address(log, page) if log else None})
+        log = folder / "logs" / f"{unit.replace('/', '__')}.log"
+        rows.append({"unit": unit, "error": error, "log": address(log, page) if log.is_file() else None})
     return rows
 
 
