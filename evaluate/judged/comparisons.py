@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 
 from prismcap.evaluate.intervals import MeanDifference
-from prismcap.evaluate.judged.figures import NO_SPREAD, OVERALL, SCALE, groups_of
+from prismcap.evaluate.judged.figures import NO_SPREAD, OVERALL, SCALE, groups_of, ratio
 from prismcap.evaluate.judged.verdicts import Judgement
-from prismcap.evaluate.statistics.clustered import effective_n
+from prismcap.evaluate.statistics.clustered import ClusteredItems, effective_n
 from prismcap.evaluate.statistics.multiple import holm_by_family
 from prismcap.evaluate.statistics.paired import exchange_test, widened
 from prismcap.evaluate.statistics.power import minimum_detectable
 from prismcap.evaluate.statistics.resample import (
     Floats,
-    Resamples,
     cluster_index,
     percentile_interval,
     sums_by_cluster,
@@ -64,35 +63,22 @@ def _paired(a: Sequence[Judgement], b: Sequence[Judgement]) -> tuple[Floats, lis
 
 
 def _compare(values: Floats, pictures: Sequence[str], seed: int) -> dict[str, Any]:
-    index, num_pictures = cluster_index(pictures)
-    sums = sums_by_cluster(values, index, num_pictures)
-    ratios = Resamples(num_pictures, seed).ratios(sums[:, [0, 2]], sums[:, [1, 3]])
-    of_a, of_b = sums[:, :2], sums[:, 2:]
-    mean = float(_figure(of_b.sum(axis=0)) - _figure(of_a.sum(axis=0)))
-    interval = _interval(mean, SCALE * (ratios[:, 1] - ratios[:, 0]), values, num_pictures)
-    found = MeanDifference(mean, *(interval or (mean, mean)), len(values)).as_dict()
+    items = ClusteredItems(pictures, seed)
+    mean, resampled = items.combined(values, lambda sums: ratio(sums[..., 2:]) - ratio(sums[..., :2]))
+    low, high = (float(bound) for bound in percentile_interval(resampled))
+    shares = bool((values[:, [1, 3]] == 1).all())
+    if shares:
+        low, high = widened(mean / SCALE, low / SCALE, high / SCALE, items.num_clusters)
+        low, high = SCALE * low, SCALE * high
+    difference: dict[str, Any] = MeanDifference(mean, low, high, len(values)).as_dict()
+    if not shares and high - low < NO_SPREAD:
+        difference |= {"low": None, "high": None}
+    sums = sums_by_cluster(values, *cluster_index(pictures))
     return {
-        "difference": found if interval is not None else {**found, "low": None, "high": None},
-        "p": exchange_test(of_a, of_b, _figure, seed),
+        "difference": difference,
+        "p": exchange_test(sums[:, :2], sums[:, 2:], ratio, seed),
         "minimum_detectable": _detectable(values, pictures),
     }
-
-
-def _interval(
-    mean: float, resampled: Floats, values: Floats, num_pictures: int
-) -> tuple[float, float] | None:
-    """Where no resample varies, shares (possible is 1) have paired.widened's; of ratios nothing is known."""
-    lows, highs = percentile_interval(resampled[:, None])
-    low, high = float(lows[0]), float(highs[0])
-    if (values[:, [1, 3]] == 1).all():
-        low, high = widened(mean / SCALE, low / SCALE, high / SCALE, num_pictures)
-        return SCALE * low, SCALE * high
-    return None if high - low < NO_SPREAD else (low, high)
-
-
-def _figure(sums: Floats) -> Floats:
-    """On the scale of the figures; sums [..., 2]: gained and possible."""
-    return SCALE * np.asarray(sums[..., 0] / sums[..., 1])
 
 
 def _detectable(values: Floats, pictures: Sequence[str]) -> float | None:
