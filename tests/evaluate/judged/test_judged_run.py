@@ -26,7 +26,7 @@ from judged_files import (
 )
 from pydantic import ValidationError
 
-from prismcap.configs.errors import ConfigError
+from prismcap.configs.errors import ConfigError, DataError
 from prismcap.configs.load import kind_of, load_any, load_judged, load_prism, to_yaml
 from prismcap.configs.schema.judged import JudgedConfig
 from prismcap.evaluate.judged.asking import ask_judge
@@ -289,6 +289,14 @@ def test_another_runs_folder_is_left_alone(make_config: Make, tmp_path: Path) ->
     run_dir_of(config).mkdir(parents=True)
     (run_dir_of(config) / "config.yaml").write_text("name: judged\nstages: {}\n")
     with pytest.raises(ConfigError, match="folder of another kind of run"):
+        results_of(config)
+
+
+def test_a_folder_that_cannot_be_made_is_told(make_config: Make, tmp_path: Path) -> None:
+    answers = {"mine": write_answers(tmp_path / "mine.jsonl", REFERENCES)}
+    config = make_config(pair_files(tmp_path), answers, "http://127.0.0.1:1/v1")
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(DataError, match=r"runs/judged: the results cannot be written.*Make room"):
         results_of(config)
 
 
