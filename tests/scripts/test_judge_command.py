@@ -122,6 +122,10 @@ def test_configs_of_judged_evaluations_are_shown_and_validated(config: Path) -> 
         (["judge", "run", "demo/scenes"], "it has `stages`"),
         (["judge", "run", "demo/prism", "--device", "cpu"], "it has `perceivers`"),
         (["judge", "page", "demo/prism"], "--out"),
+        (
+            ["judge", "page", "demo/prism", "--out", "nowhere/page.html"],
+            "there is no folder nowhere; make it",
+        ),
         (["judge", "ratings", "demo/prism"], "RATINGS"),
     ],
 )
