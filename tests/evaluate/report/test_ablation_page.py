@@ -193,7 +193,7 @@ def test_forest_rows_are_the_effects_under_their_axes(drawn: Path) -> None:
 
 def test_plots_without_anything_to_draw_are_none() -> None:
     assert levels_plot([], "levels") is None
-    assert pareto_plot([], "pareto", "tokens", True) is None
+    assert pareto_plot([], "pareto", (1.0, "tokens"), True) is None
 
 
 @pytest.mark.parametrize(
