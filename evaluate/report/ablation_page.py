@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from prismcap.evaluate.ablation.collect import RESULTS
+from prismcap.evaluate.ablation.read import CONFIG, PLAN
 from prismcap.evaluate.report import ablation_plots, ablation_rows
 from prismcap.evaluate.report.evaluation_curves import evaluation_plot
 from prismcap.evaluate.report.gallery import unique
@@ -15,7 +17,6 @@ from prismcap.evaluate.report.overlays import overlay_plot
 from prismcap.evaluate.report.page import markup, template, write_page
 from prismcap.evaluate.report.read import Record, ReportError, RunFiles, read_object, read_run
 
-RESULTS, PLAN, CONFIG = "results.json", "plan.json", "ablation.yaml"
 COLLECT = "`prismcap report` on the folder, or `prismcap ablate CONFIG --report-only`, writes it."
 
 
