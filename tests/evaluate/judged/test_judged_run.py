@@ -257,11 +257,14 @@ def test_the_key_reaches_no_file(make_config: Make, tmp_path: Path, monkeypatch:
     secret = "sk-very-secret-0123456789"
     monkeypatch.setenv("TEST_JUDGE_KEY", secret)
     answers = {"mine": write_answers(tmp_path / "mine.jsonl", REFERENCES)}
-    with faulty(judge_of(lambda _: f"I was sent {secret}"[:10])) as server:
+    # endpoints quote a key that they refuse
+    with faulty(lambda asked: refusal(400, f"I was sent {asked.headers['authorization']}")) as server:
         judge = {"name": "openai", "url": server.url, "model": "m", "api_key_env": "TEST_JUDGE_KEY"}
         config = make_config(pair_files(tmp_path), answers, server.url, judge=judge)
-        results_of(config)
+        results = results_of(config)
     assert server.asked[0].headers["authorization"] == f"Bearer {secret}"
+    assert "I was sent Bearer ***" in (run_dir_of(config) / "items.jsonl").read_text()
+    assert secret not in json.dumps(results) + judged_table(results)
     for path in run_dir_of(config).rglob("*"):
         assert path.is_dir() or secret not in path.read_text(errors="replace")
     with pytest.raises(ConfigError, match=r"^judge\.api_key_env: must be the NAME") as raised:
