@@ -10,8 +10,14 @@ from typing import Any, BinaryIO
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Put `text` at `path` at once: a crash leaves the old file or the new one. Raises OSError."""
-    replace_file(path, lambda file: file.write(text.encode()))
+    """Put `text` at `path` at once, in UTF-8: a crash leaves the old file or the new one. Raises OSError.
+
+    Half a surrogate pair (a model's text that was cut off), which UTF-8 cannot spell, becomes \\ud83d: in
+    JSON the escape that is read back as it was.
+    """
+    # in HTML and CSV the six characters; YAML's dumper has escaped it itself. A path that is no UTF-8, which
+    # Python holds as such halves, would be another one in a shell script: its cd then fails
+    replace_file(path, lambda file: file.write(text.encode(errors="backslashreplace")))
     sync_folder(path.parent)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from prismcap.configs.errors import DataError
 from prismcap.configs.files import replace_text
+from prismcap.configs.load import AnyConfig, to_yaml
 
 METRIC_IDS = "metrics"  # of `about`: identities of the caption metrics, by name
 ABOUT = "about"  # the one key of metrics.json that holds no figures
@@ -31,7 +32,7 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(
             f"{path}: the results cannot be written: {error}. Make room and see that the run folder can be "
-            "written, then run prismcap evaluate again."
+            "written, then run the same command again."
         ) from error
 
 
@@ -39,6 +40,17 @@ def check_writable(run_dir: Path) -> None:
     """Raises DataError when the run folder takes no file: asked before an hour of work, not after."""
     with _writing(run_dir), tempfile.TemporaryFile(dir=run_dir, buffering=0) as probe:
         probe.write(b"0")
+
+
+def put_config(path: Path, config: AnyConfig) -> None:
+    """Put the config of a run into its folder, which is made where it is not there and must take files; one
+    that says the same is left. Raises DataError when the folder cannot be written."""
+    with _writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(path.parent)
+        text = to_yaml(config)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            replace_text(path, text)
 
 
 def save_thumbnail(run_dir: Path, fingerprint: str, picture: Image.Image) -> str:

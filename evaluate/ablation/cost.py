@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prismcap.evaluate.report.prism_read import work_key
 from prismcap.evaluate.report.read import Record, read_lines, read_object
 
 LOG, MANIFEST, RESULTS = "log.jsonl", "manifest.json", "results.json"
@@ -103,18 +104,9 @@ class Costs:
         if not path.is_file():
             return Cost(None, None, None)
         cells = read_object(path, "written by prismcap prism run", "Run it again.").get("cells") or []
-        by_work = {key: cost for cell in cells for key, cost in _work(cell)}
+        by_work = {
+            work_key(cell, stage): cost for cell in cells for stage, cost in (cell.get("cost") or {}).items()
+        }
         counts = [cost.get(key) for cost in by_work.values() for key in ("tokens_in", "tokens_out")]
         known = [int(count) for count in counts if count is not None]
         return Cost(None, sum(known) if len(known) == len(counts) else None, None)
-
-
-def _work(cell: Mapping[str, Any]) -> Iterable[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    """(what was asked, its cost): descriptions are shared by reasoners, instructions by perceivers too."""
-    shared_by = {
-        "instruct": ("benchmark", "instruction"),
-        "perceive": ("benchmark", "instruction", "perceiver"),
-        "reason": ("benchmark", "instruction", "perceiver", "reasoner"),
-    }
-    for stage, cost in (cell.get("cost") or {}).items():
-        yield (stage, *(str(cell[name]) for name in shared_by[stage])), cost

@@ -11,10 +11,9 @@ from prismcap.configs.errors import DataError
 from prismcap.evaluate.prism.cells import cluster_of
 from prismcap.evaluate.prism.finished import read_finished
 from prismcap.evaluate.report.read import Record, is_number, read_lines, read_object, require_keys
-from prismcap.evaluate.results import ABOUT, METRICS
+from prismcap.evaluate.results import ABOUT, METRICS, OUTCOMES
 from prismcap.evaluate.statistics.clustered import clustered_mean, clustered_rate
 
-OUTCOMES = "outcomes.jsonl"
 EVALUATE_AGAIN = "Run `prismcap evaluate` on this folder again: it writes the file."
 # id and cluster: with another seed, another picture's item may have the same id
 Item = tuple[str, str]

@@ -171,7 +171,7 @@ def _owners(folder: Path, record: Record, costs: Costs) -> dict[str, Path]:
 
 
 def _status(folder: Path, unit: str) -> Record:
-    """The unit's state as the engine wrote it; empty before it did, or where it cannot be read just now."""
+    """The unit's state as the engine wrote it; empty before it did."""
     path = folder / "status" / f"{unit.replace('/', '__')}.json"
     if not path.is_file():
         return {}

@@ -12,7 +12,7 @@ from prismcap.configs.schema.judged import JudgedConfig
 from prismcap.evaluate.clients.answer import Answer
 from prismcap.evaluate.judged.evaluation import Evaluation
 from prismcap.evaluate.judged.protocols._contract import JudgedItem, Part
-from prismcap.evaluate.prism.components import free_memory
+from prismcap.evaluate.prism.components import free_memory, set_threads
 from prismcap.evaluate.prism.store import Entry, Store, request_key
 from prismcap.evaluate.prism.work import CHUNK_BATCHES, Job, Notes, complete
 from prismcap.evaluate.reasoners._contract import Reasoner, ReasonerContext, ReasonRequest
@@ -51,10 +51,7 @@ def ask_judge(
             "model: …}), or have people rate: prismcap judge page, then prismcap judge ratings"
         )
     store = Store(evaluation.run_dir / STORE, retry_before)
-    if config.local.num_threads is not None:
-        import torch
-
-        torch.set_num_threads(config.local.num_threads)
+    set_threads(config.local)
     keys: dict[tuple[str, str, str, int], str] = {}
     for repeat in range(config.repeats):
         reasoner = build_judge(config, device, repeat)

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 
 from prismcap.evaluate.intervals import MeanDifference
-from prismcap.evaluate.judged.figures import OVERALL, SCALE, groups_of
+from prismcap.evaluate.judged.figures import NO_SPREAD, OVERALL, SCALE, groups_of, ratio
 from prismcap.evaluate.judged.verdicts import Judgement
-from prismcap.evaluate.statistics.clustered import effective_n
+from prismcap.evaluate.statistics.clustered import ClusteredItems, effective_n
 from prismcap.evaluate.statistics.multiple import holm_by_family
-from prismcap.evaluate.statistics.paired import exchange_test
+from prismcap.evaluate.statistics.paired import exchange_test, widened
 from prismcap.evaluate.statistics.power import minimum_detectable
 from prismcap.evaluate.statistics.resample import (
     Floats,
-    Resamples,
     cluster_index,
     percentile_interval,
     sums_by_cluster,
@@ -30,6 +29,8 @@ def compare_models(by_model: Mapping[str, Sequence[Judgement]], seed: int) -> li
     """A row per two models and figure: {figure, family, a, b, difference, p, p_holm, minimum_detectable}.
 
     difference: b - a of the figures on the common questions, with the percentile interval over pictures.
+    Where no resample varies (as of one picture), that of shares reaches as far as Wilson's bound of what no
+    picture showed; of ratios low and high are None.
     p: of Fisher's randomisation test (1935), which exchanges the models' answers by whole pictures.
     p_holm: corrected within the family: the overall figures of all pairs, and those of the groups.
     minimum_detectable: what a comparison of this size finds with 80% power at 5%, uncorrected; None where
@@ -62,23 +63,22 @@ def _paired(a: Sequence[Judgement], b: Sequence[Judgement]) -> tuple[Floats, lis
 
 
 def _compare(values: Floats, pictures: Sequence[str], seed: int) -> dict[str, Any]:
-    index, num_pictures = cluster_index(pictures)
-    sums = sums_by_cluster(values, index, num_pictures)
-    ratios = Resamples(num_pictures, seed).ratios(sums[:, [0, 2]], sums[:, [1, 3]])
-    low, high = percentile_interval(SCALE * (ratios[:, 1] - ratios[:, 0])[:, None])
-    of_a, of_b = sums[:, :2], sums[:, 2:]
-    mean = float(_figure(of_b.sum(axis=0)) - _figure(of_a.sum(axis=0)))
-    difference = MeanDifference(mean, float(low[0]), float(high[0]), len(values))
+    items = ClusteredItems(pictures, seed)
+    mean, resampled = items.combined(values, lambda sums: ratio(sums[..., 2:]) - ratio(sums[..., :2]))
+    low, high = (float(bound) for bound in percentile_interval(resampled))
+    shares = bool((values[:, [1, 3]] == 1).all())
+    if shares:
+        low, high = widened(mean / SCALE, low / SCALE, high / SCALE, items.num_clusters)
+        low, high = SCALE * low, SCALE * high
+    difference: dict[str, Any] = MeanDifference(mean, low, high, len(values)).as_dict()
+    if not shares and high - low < NO_SPREAD:
+        difference |= {"low": None, "high": None}
+    sums = sums_by_cluster(values, *cluster_index(pictures))
     return {
-        "difference": difference.as_dict(),
-        "p": exchange_test(of_a, of_b, _figure, seed),
+        "difference": difference,
+        "p": exchange_test(sums[:, :2], sums[:, 2:], ratio, seed),
         "minimum_detectable": _detectable(values, pictures),
     }
-
-
-def _figure(sums: Floats) -> Floats:
-    """On the scale of the figures; sums [..., 2]: gained and possible."""
-    return SCALE * np.asarray(sums[..., 0] / sums[..., 1])
 
 
 def _detectable(values: Floats, pictures: Sequence[str]) -> float | None:

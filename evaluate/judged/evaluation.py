@@ -10,13 +10,12 @@ from pathlib import Path
 
 from prismcap.configs.cache import resolve_path
 from prismcap.configs.errors import ConfigError
-from prismcap.configs.files import replace_text
-from prismcap.configs.load import kind_of, read_yaml, to_yaml
+from prismcap.configs.load import kind_of, read_yaml
 from prismcap.configs.registry import component_options
 from prismcap.configs.schema.judged import JudgedConfig
 from prismcap.evaluate.judged.files import as_rows, read_json, read_rows, texts_by_question
 from prismcap.evaluate.judged.protocols._contract import JudgedItem, Protocol, ProtocolContext
-from prismcap.evaluate.results import check_writable
+from prismcap.evaluate.results import put_config
 
 CONFIG = "config.yaml"
 
@@ -84,9 +83,5 @@ def prepare_run_dir(evaluation: Evaluation) -> Path:
             f"name: {evaluation.config.name}: {run_dir} is the folder of another kind of run; give this "
             "evaluation another name or output_dir"
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    check_writable(run_dir)
-    text = to_yaml(evaluation.config)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        replace_text(path, text)
+    put_config(path, evaluation.config)
     return run_dir

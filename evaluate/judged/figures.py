@@ -8,22 +8,16 @@ from statistics import fmean, pstdev, stdev
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prismcap.evaluate.intervals import MIN_ITEMS
 from prismcap.evaluate.judged.agreement import Level, agreement
 from prismcap.evaluate.judged.verdicts import Judgement
-from prismcap.evaluate.statistics.clustered import clustered_mean, clustered_rate
-from prismcap.evaluate.statistics.resample import (
-    Resamples,
-    cluster_index,
-    percentile_interval,
-    sums_by_cluster,
-)
+from prismcap.evaluate.statistics.clustered import ClusteredItems, clustered_mean, clustered_rate
+from prismcap.evaluate.statistics.resample import Floats, percentile_interval
 
 SCALE = 100.0
 OVERALL = "overall"
-_NO_SPREAD = 1e-9
+NO_SPREAD = 1e-9
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class Shares:
     shares: float [answers, 2].
     """
 
-    shares: NDArray[np.float64]
+    shares: Floats
     pictures: tuple[str, ...]
 
     @classmethod
@@ -46,8 +40,12 @@ class Shares:
 
     @property
     def value(self) -> float:
-        gained, possible = self.shares.sum(axis=0)
-        return float(SCALE * gained / possible)
+        return float(ratio(self.shares.sum(axis=0)))
+
+
+def ratio(sums: Floats) -> Floats:
+    """On the scale of the figures; sums [..., 2]: gained and possible."""
+    return np.asarray(SCALE * sums[..., 0] / sums[..., 1])
 
 
 def figure(shares: Shares, seed: int = 0) -> dict[str, Any]:
@@ -74,14 +72,9 @@ def _interval(shares: Shares, seed: int) -> tuple[float, float] | None:
     if (shares.shares[:, 1] == 1).all():
         rate = clustered_rate(shares.shares[:, 0].tolist(), shares.pictures, seed)
         return SCALE * rate.low, SCALE * rate.high
-    index, num_pictures = cluster_index(shares.pictures)
-    if num_pictures < 2:
-        return None
-    sums = sums_by_cluster(shares.shares, index, num_pictures)
-    low, high = percentile_interval(Resamples(num_pictures, seed).ratios(sums[:, :1], sums[:, 1:]))
-    if high[0] - low[0] < _NO_SPREAD:
-        return None
-    return SCALE * float(low[0]), SCALE * float(high[0])
+    _, resampled = ClusteredItems(shares.pictures, seed).combined(shares.shares, ratio)
+    low, high = (float(bound) for bound in percentile_interval(resampled))
+    return None if high - low < NO_SPREAD else (low, high)
 
 
 def groups_of(judgements: Sequence[Judgement]) -> Iterator[tuple[str, list[Judgement]]]:

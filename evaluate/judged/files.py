@@ -46,6 +46,13 @@ def read_rows(file: str, at: str) -> list[Row]:
     return rows
 
 
+def row_of(values: Any, where: str) -> Row:
+    """One value of a JSON file. Raises DataError where it is no object."""
+    if not isinstance(values, dict):
+        raise DataError(f"{where}: expected an object, found {values!r}")
+    return Row(values, where)
+
+
 def read_json(file: str, at: str) -> tuple[Path, Any]:
     """The path and the value of a JSON file that names no key twice. Errors as read_rows."""
     path, data = _read_bytes(file, at)
@@ -110,6 +117,11 @@ def by_key(rows: Sequence[Row], key_of: Callable[[Row], str], what: str = "quest
             )
         found[key] = row
     return found
+
+
+def by_image(rows: Sequence[Row]) -> dict[str, Row]:
+    """Rows about pictures by the picture's name. Raises DataError where two are about one."""
+    return by_key(rows, lambda row: text_of(row, "image"), what="image")
 
 
 def texts_by_question(

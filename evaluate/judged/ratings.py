@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -15,14 +14,16 @@ from prismcap.evaluate.judged.blinding import BlindAnswer, blinded, page_id
 from prismcap.evaluate.judged.evaluation import Evaluation
 from prismcap.evaluate.judged.files import read_json
 from prismcap.evaluate.judged.grades import GRADE_SCALE, GRADES, reading_of
-from prismcap.evaluate.judged.protocols._contract import Reading
+from prismcap.evaluate.judged.protocols._contract import JudgedItem, Reading
 from prismcap.evaluate.judged.results import ITEMS, summarise, write_results
 from prismcap.evaluate.judged.verdicts import graded
+from prismcap.evaluate.report.read import read_lines, require_keys
 
 RATINGS = "ratings.json"
 FORMAT = "prismcap ratings 1"
 JUDGE = ""  # among raters, whose names are never empty
 Answer = tuple[str, str]  # (question's id, token)
+Shown = tuple[JudgedItem, list[BlindAnswer]]
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,11 @@ def score_ratings(evaluation: Evaluation, files: Sequence[Path]) -> dict[str, An
     Raises DataError naming file, place and value: of another page, of a rater who is there twice, of a grade
     that is none.
     """
-    raters = _raters(evaluation, files)
+    shown = list(blinded(evaluation))
+    raters = _raters(evaluation, files, shown)
     units: dict[Answer, dict[str, Reading]] = {}
     by_model: dict[tuple[str, str], dict[str, Reading]] = {}
-    for item, answers in blinded(evaluation):
+    for item, answers in shown:
         for answer in answers:
             key = item.id, answer.token
             units[key] = {
@@ -52,7 +54,7 @@ def score_ratings(evaluation: Evaluation, files: Sequence[Path]) -> dict[str, An
             }
             by_model.update({(model, item.id): units[key] for model in answer.models})
     results = summarise(evaluation, graded(evaluation, by_model), GRADE_SCALE)
-    judged = {key: {**units[key], JUDGE: grade} for key, grade in _judged_grades(evaluation).items()}
+    judged = {key: {**units[key], JUDGE: grade} for key, grade in _judged_grades(evaluation, shown).items()}
     results["raters"] = {
         "names": {rater.name: len(rater.grades) for rater in raters},
         "together": _agreement([list(of.values()) for of in units.values()]),
@@ -65,12 +67,12 @@ def score_ratings(evaluation: Evaluation, files: Sequence[Path]) -> dict[str, An
     return results
 
 
-def _raters(evaluation: Evaluation, files: Sequence[Path]) -> list[Rater]:
+def _raters(evaluation: Evaluation, files: Sequence[Path], shown: Sequence[Shown]) -> list[Rater]:
     page = page_id(evaluation)
-    shown = {item.id: {answer.token: answer for answer in answers} for item, answers in blinded(evaluation)}
+    tokens = {item.id: {answer.token for answer in answers} for item, answers in shown}
     raters: dict[str, Rater] = {}
     for file in files:
-        rater = _read(file, page, shown)
+        rater = _read(file, page, tokens)
         if rater.name in raters:
             raise DataError(
                 f"{file}: rater: {rater.name!r} has rated in {raters[rater.name].where} already. Give the "
@@ -80,7 +82,7 @@ def _raters(evaluation: Evaluation, files: Sequence[Path]) -> list[Rater]:
     return list(raters.values())
 
 
-def _read(file: Path, page: str, shown: Mapping[str, Mapping[str, BlindAnswer]]) -> Rater:
+def _read(file: Path, page: str, tokens: Mapping[str, Collection[str]]) -> Rater:
     path, values = read_json(str(file), "RATINGS")
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise DataError(f"{path}: no ratings (format: {FORMAT!r}). Give what the page's button Export saves")
@@ -98,20 +100,20 @@ def _read(file: Path, page: str, shown: Mapping[str, Mapping[str, BlindAnswer]])
     grades: dict[Answer, str] = {}
     for number, rating in enumerate(ratings):
         where = f"{path}, ratings[{number}]"
-        key, grade = _rating(rating, where, shown)
+        key, grade = _rating(rating, where, tokens)
         if key in grades:
             raise DataError(f"{where}: question_id {key[0]!r}, answer {key[1]!r} is rated twice; keep one")
         grades[key] = grade
     return Rater(name.strip(), path, grades)
 
 
-def _rating(rating: Any, where: str, shown: Mapping[str, Mapping[str, BlindAnswer]]) -> tuple[Answer, str]:
+def _rating(rating: Any, where: str, tokens: Mapping[str, Collection[str]]) -> tuple[Answer, str]:
     if not isinstance(rating, dict):
         raise DataError(f"{where}: expected {{question_id, answer, grade}}, found {rating!r}")
     identity, token, grade = str(rating.get("question_id")), str(rating.get("answer")), rating.get("grade")
-    if identity not in shown:
+    if identity not in tokens:
         raise DataError(f"{where}: question_id: {identity!r} is on no page of this config")
-    if token not in shown[identity]:
+    if token not in tokens[identity]:
         raise DataError(f"{where}: answer: {token!r} is none of question {identity!r}")
     if grade not in GRADES:
         raise DataError(f"{where}: grade: {grade!r}.{nearest(str(grade), GRADES)}")
@@ -128,17 +130,17 @@ def _agreement(units: Sequence[Sequence[Reading]]) -> dict[str, Any]:
     return agreement(labels, [[one.rank for one in unit] for unit in units], GRADE_SCALE.level)
 
 
-def _judged_grades(evaluation: Evaluation) -> dict[Answer, Reading]:
-    """The judge's first grades in items.jsonl, of answers that are still these; empty where it gave none."""
+def _judged_grades(evaluation: Evaluation, shown: Sequence[Shown]) -> dict[Answer, Reading]:
+    """The judge's first grades in items.jsonl, of answers that are still these; empty where it gave none.
+    Raises DataError naming the line that is damaged."""
     path = evaluation.run_dir / ITEMS
     if evaluation.protocol.scale != GRADE_SCALE or not path.is_file():
         return {}
-    tokens = {
-        (item.id, answer.text): answer.token for item, answers in blinded(evaluation) for answer in answers
-    }
+    tokens = {(item.id, answer.text): answer.token for item, answers in shown for answer in answers}
+    rows = read_lines(path, "written by prismcap judge run")
+    require_keys(rows, ("id", "answer", "verdicts"), f"{path}, line", ". Run prismcap judge run again.")
     found: dict[Answer, Reading] = {}
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:  # texts may hold other line ends
-        row = json.loads(line)
+    for row in rows:
         token = tokens.get((row["id"], row["answer"]))
         labels = [one["label"] for one in row["verdicts"] if one["label"] in GRADES]
         if labels and token is not None:

@@ -110,7 +110,11 @@ def comparison_lines(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
         power = "" if detectable is None else f"; detectable from {detectable:.1f}"
         lines.append(
             f"{row['figure']}: {row['a']} -> {row['b']} {difference['mean']:+.1f} "
-            f"({difference['low']:+.1f} .. {difference['high']:+.1f}), n = {difference['n']}; "
+            f"({_signed(difference['low'])} .. {_signed(difference['high'])}), n = {difference['n']}; "
             f"p = {row['p']:.3g}, corrected {row['p_holm']:.3g}{power}"
         )
     return lines
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.1f}"

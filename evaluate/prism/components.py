@@ -6,7 +6,7 @@ import gc
 import sys
 
 from prismcap.configs.registry import component_options
-from prismcap.configs.schema.prism import Decoding, PrismConfig
+from prismcap.configs.schema.prism import Decoding, LocalConfig, PrismConfig
 from prismcap.evaluate.perceivers._contract import Perceiver, PerceiverContext
 from prismcap.evaluate.reasoners._contract import Reasoner, ReasonerContext
 
@@ -27,12 +27,12 @@ def build_reasoner(config: PrismConfig, name: str, decoding: Decoding, device: s
     return built
 
 
-def set_threads(config: PrismConfig) -> None:
+def set_threads(local: LocalConfig) -> None:
     """What `local.num_threads` says, before a model works. Without it torch decides."""
-    if config.local.num_threads is not None:
+    if local.num_threads is not None:
         import torch
 
-        torch.set_num_threads(config.local.num_threads)
+        torch.set_num_threads(local.num_threads)
 
 
 def free_memory() -> None:

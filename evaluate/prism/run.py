@@ -8,13 +8,12 @@ from typing import Any, Literal, get_args
 
 from prismcap.configs.cache import resolve_path
 from prismcap.configs.errors import ConfigError
-from prismcap.configs.files import replace_text
-from prismcap.configs.load import is_prism, read_yaml, to_yaml
+from prismcap.configs.load import is_prism, read_yaml
 from prismcap.configs.schema.prism import PrismConfig
 from prismcap.evaluate.prism.pipeline import Pipeline
 from prismcap.evaluate.prism.stages import Stages
 from prismcap.evaluate.prism.store import now
-from prismcap.evaluate.results import check_writable
+from prismcap.evaluate.results import put_config
 
 StageName = Literal["instruct", "perceive", "reason", "score", "report"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -76,11 +75,7 @@ def prepare_run_dir(config: PrismConfig) -> Path:
             f"name: {config.name}: {run_dir} is the folder of a training run; give this Prism run another "
             "name or output_dir"
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    check_writable(run_dir)
-    text = to_yaml(config)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        replace_text(path, text)
+    put_config(path, config)
     return run_dir
 
 

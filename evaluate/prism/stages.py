@@ -115,7 +115,7 @@ class Stages:
     ) -> None:
         config = self.pipeline.config
         if any(job.key not in store for job in jobs):
-            set_threads(config)
+            set_threads(config.local)
             self._worked = True
         chunk = CHUNK_BATCHES * config.local.batch_size
         complete(store, jobs, ask, chunk=chunk, label=label, show_progress=self.show_progress, notes=notes)

@@ -8,14 +8,15 @@ from typing import Any
 
 import yaml
 
+from prismcap.evaluate.ablation.collect import RESULTS
+from prismcap.evaluate.ablation.read import CONFIG, PLAN
 from prismcap.evaluate.report import ablation_plots, ablation_rows
 from prismcap.evaluate.report.evaluation_curves import evaluation_plot
 from prismcap.evaluate.report.gallery import unique
-from prismcap.evaluate.report.overlays import overlay_plot, style_of
+from prismcap.evaluate.report.overlays import overlay_plot
 from prismcap.evaluate.report.page import markup, template, write_page
 from prismcap.evaluate.report.read import Record, ReportError, RunFiles, read_object, read_run
 
-RESULTS, PLAN, CONFIG = "results.json", "plan.json", "ablation.yaml"
 COLLECT = "`prismcap report` on the folder, or `prismcap ablate CONFIG --report-only`, writes it."
 
 
@@ -43,7 +44,8 @@ def render_ablation(folder: Path, page: Path) -> str:
     higher_is_better = all(effect["higher_is_better"] is not False for effect in of_deciding)
     points = ablation_rows.pareto_points(results, higher_is_better)
     share = any(effect["share"] for effect in of_deciding)
-    pareto = ablation_plots.pareto_plot(points, "pareto", about["cost"], share)
+    divide, unit = ablation_plots.cost_unit([point["cost"] for point in points], about["cost"])
+    pareto = ablation_plots.pareto_plot(points, "pareto", (divide, unit), share)
     for point in points:
         point["value"] = ablation_rows.value_text(point["value"], share)
     config = _config_text(folder / CONFIG)
@@ -56,9 +58,9 @@ def render_ablation(folder: Path, page: Path) -> str:
         ],
         figures=[_figure(results, figure, number) for number, figure in enumerate(about["figures"])],
         points=points,
-        pareto=markup(pareto[0]) if pareto else None,
-        pareto_unit=pareto[1] if pareto else "",
-        pareto_divide=ablation_plots.cost_unit([point["cost"] for point in points], about["cost"])[0],
+        pareto=markup(pareto),
+        pareto_unit=unit,
+        pareto_divide=divide,
         higher_is_better=higher_is_better,
         cells=ablation_rows.cell_rows(results, folder, page),
         failed=ablation_rows.failed_rows(results, folder, page),
@@ -87,11 +89,9 @@ def _axis(
     name = f"axis-{number}"
     return {
         "name": axis["axis"],
-        "anchor": name,
         "question": axis["question"],
         "levels": axis["levels"],
         "cumulative": axis["cumulative"],
-        "styles": [style_of(place) for place in range(len(axis["levels"]))],
         "sentence": axis["sentence"],
         "effects": ablation_rows.effect_rows(
             [effect for effect in effects if effect["axis"] == axis["axis"]]
@@ -103,7 +103,6 @@ def _axis(
             if runs
             else None
         ),
-        "num_runs": len(runs),
     }
 
 

@@ -135,17 +135,15 @@ def _level(axis: Any, y: int, row: Record, scale: float) -> None:
 
 
 def pareto_plot(
-    points: Sequence[Mapping[str, Any]], name: str, ylabel: str, share: bool
-) -> tuple[str, str] | None:
+    points: Sequence[Mapping[str, Any]], name: str, cost: tuple[float, str], share: bool
+) -> str | None:
     """Value against cost, a numbered point per combination of levels, those that nothing beats joined.
 
-    points: {number, cost, value, front, name}. Returns the plot and the unit its costs are drawn in; None
-    without any point.
+    points: {number, cost, value, front, name}. cost: of cost_unit. None without any point.
     """
-    points = [point for point in points if point["cost"] is not None and point["value"] is not None]
     if not points:
         return None
-    divide, unit = cost_unit([point["cost"] for point in points], ylabel)
+    divide, unit = cost
     scale = 100.0 if share else 1.0
     figure, (axis,) = plots.panels(1, WIDE_IN, 3.6)
     plots.dress(axis, "", xlabel=unit)
@@ -184,7 +182,7 @@ def pareto_plot(
         axis.set_xscale("log")
     axis.margins(x=0.08, y=0.12)
     said = ", ".join(f"{point['number']} ({point['name']})" for point in front)
-    return plots.svg(figure, name, f"Value against {unit}. Nothing beats: {said}."), unit
+    return plots.svg(figure, name, f"Value against {unit}. Nothing beats: {said}.")
 
 
 def cost_unit(costs: Sequence[float], kind: str) -> tuple[float, str]:

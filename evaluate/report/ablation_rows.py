@@ -73,8 +73,8 @@ def level_rows(rows: Sequence[Record]) -> list[Record]:
 
 
 def pareto_points(results: Mapping[str, Any], higher_is_better: bool = True) -> list[Record]:
-    """A point per combination of levels that is done in some seed: {number, name, levels, cost, value, seeds,
-    front}, means over seeds of the deciding figure; numbered by cost.
+    """A point per combination of levels that is done in some seed: {number, name, cost, value, seeds, front},
+    means over seeds of the deciding figure; numbered by cost.
 
     front: no other point is at least as good for at most the cost, and better in one of the two.
     """
@@ -87,11 +87,9 @@ def pareto_points(results: Mapping[str, Any], higher_is_better: bool = True) -> 
     first = results["cells"][0]["levels"] if results["cells"] else {}
     points: list[Record] = []
     for cells in groups.values():
-        levels = cells[0]["levels"]
         points.append(
             {
-                "name": combination_name(levels, first),
-                "levels": levels,
+                "name": combination_name(cells[0]["levels"], first),
                 "cost": sum(cell["cost"][kind] for cell in cells) / len(cells),
                 "value": sum(cell["figures"][figure]["value"] for cell in cells) / len(cells),
                 "seeds": len(cells),
@@ -111,7 +109,8 @@ def pareto_points(results: Mapping[str, Any], higher_is_better: bool = True) -> 
 
 
 def combination_name(levels: Mapping[str, str], first: Mapping[str, str]) -> str:
-    """What a combination changes of the first cell's: 'connector mlp, data qa'; 'the first cell' itself."""
+    """What a combination changes of the first cell's: 'connector mlp, data qa'; nothing: 'every axis at its
+    first level'."""
     changed = [f"{axis} {level}" for axis, level in levels.items() if level != first.get(axis)]
     return ", ".join(changed) or "every axis at its first level"
 
@@ -134,15 +133,14 @@ def written(value: Any) -> str:
 
 
 def cell_rows(results: Mapping[str, Any], folder: Path, page: Path) -> list[Record]:
-    """A row per cell: state, levels, the ablation's figures, cost, and its own page where it has one."""
+    """A row per cell: state, the ablation's figures, cost, and its own page where it has one."""
     rows = []
     for cell in results["cells"]:
         report = folder / "cells" / cell["id"] / "report.html"
         figures = [cell["figures"].get(figure) for figure in results["about"]["figures"]]
         rows.append(
             {
-                **{key: cell[key] for key in ("id", "seed", "state", "attempts")},
-                "levels": list(cell["levels"].values()),
+                **{key: cell[key] for key in ("id", "state", "attempts")},
                 "values": [
                     ABSENT if one is None else value_text(one["value"], one["share"]) for one in figures
                 ],
@@ -162,9 +160,8 @@ def failed_rows(results: Mapping[str, Any], folder: Path, page: Path) -> list[Re
     } | dict(results["about"]["shared_failed"])
     rows = []
     for unit, error in words.items():
-        logs = [folder / "logs" / f"{name}.log" for name in (unit, unit.replace("/", "__"))]
-        log = next((path for path in logs if path.is_file()), None)
-        rows.append({"unit": unit, "error": error, "log": address(log, page) if log else None})
+        log = folder / "logs" / f"{unit.replace('/', '__')}.log"
+        rows.append({"unit": unit, "error": error, "log": address(log, page) if log.is_file() else None})
     return rows
 
 

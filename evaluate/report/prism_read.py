@@ -16,6 +16,12 @@ from prismcap.evaluate.report.read import Record, ReportError, read_lines, read_
 RESULTS, TABLE, ITEMS, ATTRIBUTION = "results.json", "results.csv", "items.jsonl", "attribution.jsonl"
 NO_INSTRUCTION = "-"  # of blind and end-to-end cells
 CELL = ("benchmark", "perceiver", "instruction", "reasoner")
+# stage -> what tells its answers apart
+_TOLD_BY = {
+    "instruct": ("benchmark", "instruction"),
+    "perceive": ("benchmark", "instruction", "perceiver"),
+    "reason": ("benchmark", "instruction", "perceiver", "reasoner"),
+}
 ITEM_KEYS = (*CELL, "id", "question", "options", "answer", "description", "reply", "how", "right", "refused")
 # in the order of the stacked bar; meanings as the page explains them
 CAUSES = {
@@ -67,6 +73,12 @@ class PrismFiles:
 
 def cell_key(row: Mapping[str, Any]) -> CellKey:
     return tuple(str(row[name]) for name in CELL)
+
+
+def work_key(cell: Mapping[str, Any], stage: str) -> tuple[str, ...]:
+    """What a stage of the cell asked for, the same in every cell that shares the answers: a description is
+    shared by all reasoners, a written instruction by all perceivers too."""
+    return (stage, *(str(cell[name]) for name in _TOLD_BY[stage]))
 
 
 def cell_name(row: Mapping[str, Any]) -> str:

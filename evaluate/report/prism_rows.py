@@ -8,7 +8,7 @@ from typing import Any
 from prismcap.configs.schema.prism import BLIND, END_TO_END
 from prismcap.evaluate.intervals import difference_of_rates
 from prismcap.evaluate.report.gallery import unique
-from prismcap.evaluate.report.prism_read import CAUSES, PrismFiles, cell_key, cell_name
+from prismcap.evaluate.report.prism_read import CAUSES, PrismFiles, cell_key, cell_name, work_key
 from prismcap.evaluate.report.read import Record
 
 ALPHA = 0.05  # the intervals are of 95%
@@ -135,22 +135,13 @@ def cost_rows(cells: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def cost_totals(cells: Sequence[Record]) -> list[dict[str, Any]]:
-    """One row per stage, of the whole benchmark: what several cells share is counted once.
-
-    A description is shared by all reasoners, a written instruction by all perceivers too.
-    """
-    shared = {
-        "instruct": ("benchmark", "instruction"),
-        "perceive": ("benchmark", "perceiver", "instruction"),
-        "reason": ("benchmark", "perceiver", "instruction", "reasoner"),
-    }
+    """One row per stage, of the whole benchmark: what several cells share is counted once."""
     rows = []
     for stage in STAGES:
         once: dict[tuple[str, ...], Record] = {}
         for cell in cells:
             if stage in (cell.get("cost") or {}):
-                key = tuple(cell[name] for name in shared[stage])
-                once.setdefault(key, cell["cost"][stage])
+                once.setdefault(work_key(cell, stage), cell["cost"][stage])
         if once:
             rows.append({"stage": stage, **{key: _total(once.values(), key) for key in COST}})
     return rows

@@ -21,7 +21,6 @@ def render_rating_page(title: str, data: Mapping[str, Any]) -> str:
     return template("rating.html.j2").render(
         title=title,
         grades=data["grades"],
-        num_questions=len(data["questions"]),
         json=embeddable(dict(data)),
         script=script,
         script_hash=digest,

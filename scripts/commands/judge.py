@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from prismcap.scripts.groups import NamingGroup
+from prismcap.scripts.places import check_folder_of, default_device
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -38,7 +39,7 @@ def run(config: str, overrides: tuple[str, ...], retry_failed: bool, device: str
     local = loaded.judge is not None and loaded.judge.name == "hf"
     results = run_judged(
         loaded,
-        device=device or (_device() if local else "cpu"),
+        device=device or (default_device() if local else "cpu"),
         retry_failed=retry_failed,
         show_progress=sys.stderr.isatty(),
         is_first=os.environ.get("RANK", "0") == "0",
@@ -46,13 +47,6 @@ def run(config: str, overrides: tuple[str, ...], retry_failed: bool, device: str
     if results is not None:
         click.echo(judged_table(results))
         click.echo(f"Results: {run_dir_of(loaded)}")
-
-
-def _device() -> str:
-    """The GPU of this process of torchrun's, the first without it; the CPU where there is none."""
-    import torch
-
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 @judge.command()
@@ -70,8 +64,7 @@ def page(config: str, overrides: tuple[str, ...], out: Path) -> None:
     from prismcap.evaluate.judged.page import rating_page
     from prismcap.evaluate.report.page import write_page
 
-    if not out.resolve().parent.is_dir():
-        raise click.UsageError(f"{out}: there is no folder {out.parent}; make it first")
+    check_folder_of(out)
     evaluation = load_evaluation(load_judged(config, overrides))
     click.echo(f"Page: {write_page(out, rating_page(evaluation))}")
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prismcap.scripts.places import check_folder_of
+
 if TYPE_CHECKING:
     from prismcap.evaluate.metrics._contract import CaptionItem
     from prismcap.evaluate.metrics._named import NamedMetric
@@ -62,7 +64,8 @@ def metrics(
     from prismcap.evaluate.offline.measure import compare, in_order_of, measure
     from prismcap.evaluate.offline.table import differences_table, figures_table
 
-    _check_out(out)
+    if out is not None:
+        check_folder_of(out)
     components = components_of(names, options)
     built = build_all(components, device, judge_of(judge_url, judge_model, judge_key_env))
     known = read_known(references, objects, questions, images)
@@ -171,11 +174,6 @@ def about(
         },
         "versions": versions(),
     }
-
-
-def _check_out(out: Path | None) -> None:
-    if out is not None and not out.resolve().parent.is_dir():
-        raise click.UsageError(f"--out {out}: there is no folder {out.parent}; make it first")
 
 
 def _write(out: Path, result: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from prismcap.scripts.groups import NamingGroup
+from prismcap.scripts.places import check_folder_of, default_device
 
 RUN = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -50,7 +51,7 @@ def run(
     results = run_prism(
         loaded,
         chosen,
-        device=device or _device(),
+        device=device or default_device(),
         retry_failed=retry_failed,
         show_progress=sys.stderr.isatty(),
         is_first=os.environ.get("RANK", "0") == "0",
@@ -60,15 +61,6 @@ def run(
         click.echo(results_table(results))
     if "report" in chosen and os.environ.get("RANK", "0") == "0":
         click.echo(f"Report: {run_dir / REPORT}")
-
-
-def _device() -> str:
-    """The GPU of this process of torchrun's, the first without it; the CPU where there is none."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 @prism.command()
@@ -89,7 +81,7 @@ def compare(runs: tuple[Path, ...], out: Path | None, seed: int) -> None:
 
     compared = compare_runs(runs, seed)
     page = out or runs[0].resolve().parent / f"compare-{'-'.join(run.resolve().name for run in runs)}.html"
-    _check_parent(page)
+    check_folder_of(page)
     replace_text(page.with_suffix(".json"), json.dumps(compared, indent=2, ensure_ascii=False) + "\n")
     click.echo(comparison_table(compared["comparisons"]))
     for benchmark, number in compared["left_out"].items():
@@ -126,7 +118,7 @@ def tsv(config: str, benchmark: str, out: Path, overrides: tuple[str, ...]) -> N
     from prismcap.evaluate.prism.questions import build_benchmark
 
     built = build_benchmark(load_prism(config, overrides), benchmark)
-    _check_parent(out)
+    check_folder_of(out)
     write_tsv(built, out)
     click.echo(f"{len(built)} questions: {out}")
 
@@ -156,11 +148,6 @@ def subset(run: Path, benchmark: str, out: Path, reasoners: tuple[str, ...], few
         raise DataError(f"{run}: no benchmark {benchmark!r} was scored.{hint}")
     rows = (row for rows in scored.cells.values() for row in rows.values())
     found = filtered_subset(rows, benchmark, checksum, fewer_than, reasoners or None)
-    _check_parent(out)
+    check_folder_of(out)
     write_ids(out, found)
     click.echo(f"{len(found.ids)} kept ({found.rule}): {out}")
-
-
-def _check_parent(out: Path) -> None:
-    if not out.parent.is_dir():
-        raise click.UsageError(f"{out}: there is no folder {out.parent}; make it first")

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from prismcap.configs.errors import DataError
 from prismcap.configs.schema.base import Section
-from prismcap.evaluate.judged.files import Row, by_key, id_of, read_rows, text_of, texts_by_question
+from prismcap.evaluate.judged.files import Row, by_image, by_key, id_of, read_rows, text_of, texts_by_question
 from prismcap.evaluate.judged.protocols._contract import JudgedItem, Part, ProtocolContext, Reading, Scale
 from prismcap.evaluate.judged.protocols._prompting import first_line, quoted
 
@@ -97,9 +97,7 @@ def build_pairs(
     for rows that are not as they should be, or do not fit together."""
     at = context.where
     rows = by_key(read_rows(options.questions, f"{at}.questions"), id_of)
-    known = by_key(
-        read_rows(options.contexts, f"{at}.contexts"), lambda row: text_of(row, "image"), what="image"
-    )
+    known = by_image(read_rows(options.contexts, f"{at}.contexts"))
     references = texts_by_question(
         read_rows(options.references, f"{at}.references"),
         {identity: identity for identity in rows},

@@ -10,8 +10,10 @@ _MARKS = "*_`#> \t"
 
 def quoted(tag: str, text: str) -> str:
     """The text between tags of its own. What is judged cannot close them."""
-    inside = text.replace(f"</{tag}>", "").strip() or EMPTY
-    return f"<{tag}>\n{inside}\n</{tag}>"
+    closing = f"</{tag}>"
+    while closing in text:  # one that is taken out may leave another: </ans</answer>wer>
+        text = text.replace(closing, "")
+    return f"<{tag}>\n{text.strip() or EMPTY}\n{closing}"
 
 
 def first_line(reply: str) -> str:

@@ -17,7 +17,7 @@ from pydantic import Field
 from prismcap.configs.cache import resolve_path
 from prismcap.configs.errors import ConfigError, DataError
 from prismcap.configs.schema.base import Section
-from prismcap.evaluate.judged.files import Row, id_of, read_json, text_of
+from prismcap.evaluate.judged.files import id_of, read_json, row_of, text_of
 from prismcap.evaluate.judged.protocols._contract import JudgedItem, Part, ProtocolContext, Reading, Scale
 from prismcap.evaluate.judged.protocols._prompting import first_line, quoted
 
@@ -81,7 +81,7 @@ def build(options: Options, context: ProtocolContext) -> CoverageProtocol:
     captions: dict[str, list[str]] = {}
     items: dict[str, JudgedItem] = {}
     for number, values in enumerate(data["annotations"]):
-        row = _row(path, "annotations", number, values)
+        row = row_of(values, f"{path}, annotations[{number}]")
         identity = id_of(row, "image_id")
         captions.setdefault(identity, []).append(text_of(row, "caption"))
         image = names.get(identity, f"{identity}.jpg")
@@ -97,15 +97,9 @@ def build(options: Options, context: ProtocolContext) -> CoverageProtocol:
 
 
 def _file_names(path: Path, data: Mapping[str, Any]) -> dict[str, str]:
-    rows = (_row(path, "images", number, values) for number, values in enumerate(data.get("images") or []))
+    images = data.get("images") or []
+    rows = (row_of(values, f"{path}, images[{number}]") for number, values in enumerate(images))
     return {id_of(row, "id"): text_of(row, "file_name") for row in rows}
-
-
-def _row(path: Path, key: str, number: int, values: Any) -> Row:
-    where = f"{path}, {key}[{number}]"
-    if not isinstance(values, dict):
-        raise DataError(f"{where}: expected an object, found {values!r}")
-    return Row(values, where)
 
 
 def _kept(

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from prismcap.configs.errors import DataError
 from prismcap.configs.schema.base import Section
-from prismcap.evaluate.judged.files import Row, read_json, text_of, texts_of
+from prismcap.evaluate.judged.files import read_json, row_of, text_of, texts_of
 from prismcap.evaluate.judged.protocols._contract import (
     PLAIN_PART,
     JudgedItem,
@@ -89,10 +89,7 @@ def build(options: Options, context: ProtocolContext) -> VetProtocol:
     numbers = Counter(identity.rpartition("_")[2] for identity in data)
     items = []
     for identity, values in data.items():
-        where = f"{path}, {identity!r}"
-        if not isinstance(values, dict):
-            raise DataError(f"{where}: expected an object, found {values!r}")
-        row = Row(values, where)
+        row = row_of(values, f"{path}, {identity!r}")
         capabilities = texts_of(row, "capability")
         number = identity.rpartition("_")[2]
         items.append(
@@ -100,7 +97,7 @@ def build(options: Options, context: ProtocolContext) -> VetProtocol:
                 id=identity,
                 question=text_of(row, "question"),
                 image=text_of(row, "imagename"),
-                where=where,
+                where=row.where,
                 groups={"capability": capabilities, "integration": ("+".join(sorted(capabilities)),)},
                 reference=text_of(row, "answer"),
                 aliases=(number,) if number != identity and numbers[number] == 1 else (),

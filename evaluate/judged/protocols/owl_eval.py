@@ -14,7 +14,7 @@ from pydantic import Field
 
 from prismcap.configs.errors import ConfigError, DataError
 from prismcap.configs.schema.base import Section
-from prismcap.evaluate.judged.files import Row, by_key, id_of, read_rows, text_of, texts_of
+from prismcap.evaluate.judged.files import Row, by_image, by_key, id_of, read_rows, text_of, texts_of
 from prismcap.evaluate.judged.grades import GRADE_SCALE, GRADES, reading_of
 from prismcap.evaluate.judged.protocols._contract import (
     PLAIN_PART,
@@ -92,8 +92,7 @@ def build(options: Options, context: ProtocolContext) -> OwlProtocol:
     rows = by_key(read_rows(options.questions, f"{at}.questions"), id_of)
     known: dict[str, Row] = {}
     if options.contexts is not None:
-        contexts = read_rows(options.contexts, f"{at}.contexts")
-        known = by_key(contexts, lambda row: text_of(row, "image"), what="image")
+        known = by_image(read_rows(options.contexts, f"{at}.contexts"))
     items: list[JudgedItem] = []
     for identity, row in rows.items():
         image = text_of(row, "image")

@@ -20,10 +20,11 @@ from prismcap.evaluate.judged.figures import (
     self_agreement,
 )
 from prismcap.evaluate.judged.protocols._contract import JudgedItem, Reading
+from prismcap.evaluate.judged.table import comparison_lines
 from prismcap.evaluate.judged.verdicts import Judgement, Verdict
 from prismcap.evaluate.statistics.clustered import clustered_rate
 from prismcap.evaluate.statistics.multiple import holm
-from prismcap.evaluate.statistics.paired import exchange_test
+from prismcap.evaluate.statistics.paired import exchange_test, paired_difference
 
 ORDERS = ("reference_first", "model_first")
 
@@ -200,3 +201,27 @@ def test_models_are_compared_on_what_both_have() -> None:
     # values 0 and 100 of single questions: the spread of the differences over the root of n, times 2.80
     spread = np.std([100.0 * (1 - n % 2) for n in range(19)], ddof=1)
     assert first["minimum_detectable"] == pytest.approx(2.8016 * spread / 19**0.5, rel=0.01)
+
+
+@pytest.mark.parametrize("pictures", ["abcd", "aabb", "aaaa"])
+@pytest.mark.parametrize("b", [1.0, 0.0])
+def test_differences_of_shares_that_no_resample_varies_reach_as_far_as_those_of_pairs(
+    b: float, pictures: str
+) -> None:
+    wrong = [scored(n, 0.0, "wrong", image=image) for n, image in enumerate(pictures)]
+    others = [scored(n, b, "other", image=image) for n, image in enumerate(pictures)]
+    (row,) = compare_models({"wrong": wrong, "other": others}, seed=0)
+    found, expected = row["difference"], paired_difference([0.0] * 4, [b] * 4, list(pictures))
+    assert (found["mean"], found["low"], found["high"]) == pytest.approx(
+        (100 * expected.mean, 100 * expected.low, 100 * expected.high), abs=1e-4
+    )
+    assert found["high"] - found["low"] > 30, "of four answers at most"
+
+
+@pytest.mark.parametrize("images", ["aa", "ab"])
+def test_a_difference_of_ratios_that_no_resample_varies_has_no_interval(images: str) -> None:
+    low = [pair(n, (3, 6), (3, 6), model="low", image=image) for n, image in enumerate(images)]
+    high = [pair(n, (6, 6), (6, 6), model="high", image=image) for n, image in enumerate(images)]
+    rows = compare_models({"low": low, "high": high}, seed=0)
+    assert rows[0]["difference"] == {"mean": 50, "low": None, "high": None, "n": 2, "few_items": True}
+    assert comparison_lines(rows)[0].startswith("overall: low -> high +50.0 (- .. -), n = 2; p = ")

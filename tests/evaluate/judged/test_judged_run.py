@@ -26,7 +26,7 @@ from judged_files import (
 )
 from pydantic import ValidationError
 
-from prismcap.configs.errors import ConfigError
+from prismcap.configs.errors import ConfigError, DataError
 from prismcap.configs.load import kind_of, load_any, load_judged, load_prism, to_yaml
 from prismcap.configs.schema.judged import JudgedConfig
 from prismcap.evaluate.judged.asking import ask_judge
@@ -234,15 +234,37 @@ def test_owl_eval_by_ability(make_config: Make, tmp_path: Path) -> None:
     assert "not to be held against published figures" in judged_table(results)
 
 
+def test_half_a_surrogate_pair_is_written_and_read_back(
+    make_config: Make, rows_of: Rows, tmp_path: Path
+) -> None:
+    # as a text that is cut off in the middle of an emoji; JSON can spell it, UTF-8 cannot
+    half = "A\nIt says \\ and \ud83d"
+    with faulty(judge_of(lambda _: half)) as server:
+        answers = {"mine": write_answers(tmp_path / "mine.jsonl", {1: 0, 2: 0, 3: 0})}
+        config = make_config(owl_files(tmp_path), answers, server.url)
+        assert results_of(config)["models"]["mine"]["figures"]["overall"]["value"] == 100
+    rows = rows_of(run_dir_of(config) / "items.jsonl")
+    assert [row["verdicts"][0]["reply"] for row in rows] == [half] * 3
+    cut = [{"question_id": number, "text": half} for number in (1, 2, 3)]
+    (tmp_path / "cut.jsonl").write_text("".join(json.dumps(row) + "\n" for row in cut))
+    answers = {"cut": str(tmp_path / "cut.jsonl")}
+    config = make_config(owl_files(tmp_path), answers, judge={"name": "keyword"}, name="cut")
+    results_of(config)
+    assert [row["answer"] for row in rows_of(run_dir_of(config) / "items.jsonl")] == [half] * 3
+
+
 def test_the_key_reaches_no_file(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "sk-very-secret-0123456789"
     monkeypatch.setenv("TEST_JUDGE_KEY", secret)
     answers = {"mine": write_answers(tmp_path / "mine.jsonl", REFERENCES)}
-    with faulty(judge_of(lambda _: f"I was sent {secret}"[:10])) as server:
+    # endpoints quote a key that they refuse
+    with faulty(lambda asked: refusal(400, f"I was sent {asked.headers['authorization']}")) as server:
         judge = {"name": "openai", "url": server.url, "model": "m", "api_key_env": "TEST_JUDGE_KEY"}
         config = make_config(pair_files(tmp_path), answers, server.url, judge=judge)
-        results_of(config)
+        results = results_of(config)
     assert server.asked[0].headers["authorization"] == f"Bearer {secret}"
+    assert "I was sent Bearer ***" in (run_dir_of(config) / "items.jsonl").read_text()
+    assert secret not in json.dumps(results) + judged_table(results)
     for path in run_dir_of(config).rglob("*"):
         assert path.is_dir() or secret not in path.read_text(errors="replace")
     with pytest.raises(ConfigError, match=r"^judge\.api_key_env: must be the NAME") as raised:
@@ -270,6 +292,14 @@ def test_another_runs_folder_is_left_alone(make_config: Make, tmp_path: Path) ->
     run_dir_of(config).mkdir(parents=True)
     (run_dir_of(config) / "config.yaml").write_text("name: judged\nstages: {}\n")
     with pytest.raises(ConfigError, match="folder of another kind of run"):
+        results_of(config)
+
+
+def test_a_folder_that_cannot_be_made_is_told(make_config: Make, tmp_path: Path) -> None:
+    answers = {"mine": write_answers(tmp_path / "mine.jsonl", REFERENCES)}
+    config = make_config(pair_files(tmp_path), answers, "http://127.0.0.1:1/v1")
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(DataError, match=r"runs/judged: the results cannot be written.*Make room"):
         results_of(config)
 
 

@@ -138,6 +138,12 @@ def test_raters_are_held_against_the_judge(
     assert found["raw"] == 1.0 and found["alpha"] == 1.0 and found["units"] == 5
     other = score_ratings(evaluation, [export(evaluation, tmp_path / "1.json", "Ada", SECOND)])
     assert other["raters"]["with_judge"]["Ada"]["raw"] == pytest.approx(3 / 5)
+    items = evaluation.run_dir / "items.jsonl"
+    lines = items.read_text().split("\n")
+    for line, says in (("{", "not valid JSON"), ("{}", "key 'id' is missing")):
+        items.write_text("\n".join([lines[0], line, *lines[2:]]))
+        with pytest.raises(DataError, match=rf"items\.jsonl, line 2: {says}"):
+            score_ratings(evaluation, [tmp_path / "1.json"])
 
 
 def test_answers_of_any_protocol_can_be_graded(make_config: Make, tmp_path: Path) -> None:

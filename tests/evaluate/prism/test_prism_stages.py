@@ -207,3 +207,9 @@ def test_a_training_run_is_not_overwritten(make_config: Make, tmp_path: Path) ->
     with pytest.raises(ConfigError, match="folder of a training run"):
         ask(make_config())
     assert (folder / "config.yaml").read_text() == "name: fake\nstages: {}\n"
+
+
+def test_a_folder_that_cannot_be_made_is_told(make_config: Make, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(DataError, match=r"runs/fake: the results cannot be written.*Make room"):
+        ask(make_config())

@@ -26,6 +26,7 @@ from prismcap.evaluate.report.ablation_rows import (
 )
 from prismcap.evaluate.report.read import ReportError
 from prismcap.scripts.commands.report import report
+from prismcap.train.ablate.status import log_path
 
 AXES = {"connector": ("linear", "mlp", "qformer"), "data": ("captions", "questions")}
 FIGURES = ("held_out.all_right", "held_out.place")
@@ -99,15 +100,16 @@ def test_what_failed_is_told_with_its_last_words(tmp_path: Path) -> None:
     folder = study(tmp_path / "tiny", seeds=(0, 1))
     id = cell_id({"connector": "qformer", "data": "captions"}, 1)
     write_status(folder, f"cells/{id}", "failed", error=HOSTILE, attempts=2)
-    (folder / "logs" / "cells").mkdir(parents=True)
-    (folder / "logs" / "cells" / f"{id}.log").write_text("…")
+    log = log_path(folder, f"cells/{id}")
+    log.parent.mkdir()
+    log.write_text("…")
     collect(folder)
     text = draw_ablation(folder, tmp_path / "elsewhere.html").read_text()
     page = Page(text)
     assert HOSTILE in page.text and "<script>" not in text
     assert "Not all cells are done" in page.text and "7 done, 1 failed" in page.text
     assert "without seed 1" in page.text and "--retry-failed" in page.text and "2 attempts" in page.text
-    assert ("a", {"href": f"tiny/logs/cells/{id}.log"}) in page.tags
+    assert ("a", {"href": f"tiny/logs/{log.name}"}) in page.tags
 
 
 def test_an_ablation_of_which_nothing_is_done_is_drawn(tmp_path: Path) -> None:
@@ -191,7 +193,7 @@ def test_forest_rows_are_the_effects_under_their_axes(drawn: Path) -> None:
 
 def test_plots_without_anything_to_draw_are_none() -> None:
     assert levels_plot([], "levels") is None
-    assert pareto_plot([], "pareto", "tokens", True) is None
+    assert pareto_plot([], "pareto", (1.0, "tokens"), True) is None
 
 
 @pytest.mark.parametrize(
