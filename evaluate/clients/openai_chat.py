@@ -34,6 +34,7 @@ RETRIED_STATUS = frozenset({408, 409, 425, 429})
 # up to so many thinking tokens an effort's name stands for; source: Gemini API, "OpenAI compatibility"
 EFFORTS = ((0, "none"), (1024, "low"), (8192, "medium"))
 MAX_ERROR_CHARACTERS = 300
+HALF_A_PAIR = re.compile("[\ud800-\udfff]")  # of surrogates: a text that was cut within a character
 CONNECT_S = 10.0
 
 
@@ -217,7 +218,7 @@ class _Run:
             # the client's own limit is one between two pieces of the reply
             async with asyncio.timeout(self.options.timeout_s):
                 reply = await endpoint.chat.completions.with_raw_response.create(
-                    messages=[*messages],
+                    messages=_readable([*messages]),
                     extra_headers=None if self.key else {"Authorization": openai.Omit()},
                     **self.parameters,
                 )
@@ -269,3 +270,12 @@ class _Retriable(Exception):
     def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
+
+
+def _readable(value: Any) -> Any:
+    """Messages that UTF-8 can hold: U+FFFD stands for half a surrogate pair."""
+    if isinstance(value, str):
+        return value if value.isascii() else HALF_A_PAIR.sub("\ufffd", value)
+    if isinstance(value, Mapping):
+        return {key: _readable(part) for key, part in value.items()}
+    return [_readable(part) for part in value] if isinstance(value, list | tuple) else value

@@ -296,6 +296,16 @@ def test_decoding_is_sent_as_endpoints_understand_it(decoding: dict[str, Any], s
     assert server.asked[0].body == {"model": "m", "messages": prompts(1)[0], **sent}
 
 
+def test_half_a_surrogate_pair_is_sent_as_the_sign_for_what_cannot_be_read() -> None:
+    """As other models' cut-off texts end."""
+    text = {"type": "text", "text": "A dog \ud83d"}
+    with faulty(always(chat("a"))) as server:
+        asked = [[{"role": "user", "content": "A dog \ud83d"}], [{"role": "user", "content": [text]}]]
+        assert [answer.text for _, answer in client(server).complete(asked, Decoding())] == ["a", "a"]
+    sent = sorted(str(request.body["messages"][0]["content"]) for request in server.asked)
+    assert sent == ["A dog \ufffd", str([{"type": "text", "text": "A dog \ufffd"}])]
+
+
 def test_beams_are_refused() -> None:
     with faulty(always(chat("a"))) as server, pytest.raises(ConfigError, match="num_beams"):
         ask(client(server), num_beams=5)
