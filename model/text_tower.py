@@ -29,14 +29,16 @@ START_SCALE = 10.0
 class TextTower(nn.Module):
     """transformers' SiglipTextModel over the LLM's tokens, and the loss's scale (its logarithm) and bias.
 
-    A text is filled up to L with `pad_id`, which the tower reads too; its last position speaks for it.
+    A text is filled up to L with `pad_id`, which the tower reads too; its last position speaks for it, or,
+    with `pool: mean`, the mean over its own tokens.
     """
 
     def __init__(self, config: TextTowerConfig, vocabulary: int, embedding_size: int, pad_id: int) -> None:
         super().__init__()
         self.pad_id = pad_id
+        self.pool = config.pool
         self.max_text_tokens = config.max_text_tokens
-        sizes = config.model_dump(exclude={"max_text_tokens", "start_bias"})
+        sizes = config.model_dump(exclude={"max_text_tokens", "start_bias", "pool"})
         self.tower: Any = SiglipTextModel(
             SiglipTextConfig(
                 vocab_size=vocabulary,
@@ -55,7 +57,12 @@ class TextTower(nn.Module):
 
     def forward(self, text_NL: Tensor) -> Tensor:
         """embeddings_ND of token ids, not normalised."""
-        embeddings_ND: Tensor = self.tower(input_ids=text_NL).pooler_output
+        output = self.tower(input_ids=text_NL)
+        embeddings_ND: Tensor = output.pooler_output
+        if self.pool == "mean":
+            own_NL1 = (text_NL != self.pad_id)[..., None]
+            mean_ND = (output.last_hidden_state * own_NL1).sum(1) / own_NL1.sum(1).clamp(min=1)
+            embeddings_ND = self.tower.head(mean_ND)
         return embeddings_ND
 
     def logits(self, images_ND: Tensor, texts_ND: Tensor) -> Tensor:

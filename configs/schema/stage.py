@@ -65,6 +65,11 @@ class TextTowerConfig(Section):
     max_text_tokens: int = Field(
         default=64, ge=8, description="every text is filled up to so many; at least data.max_tokens"
     )
+    pool: Literal["last", "mean"] = Field(
+        default="last",
+        description="what speaks for a text: its last position (SigLIP) or the mean over its own tokens: "
+        "learned from sooner where most positions are filled up",
+    )
     start_bias: float = Field(
         default=-10.0,
         le=0,

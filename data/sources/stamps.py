@@ -1,4 +1,4 @@
-"""Single drawings on a plain background with the word that names them: caption pairs."""
+"""Single drawings with the word that names them: caption pairs that say nothing but what is seen."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pydantic import Field
 
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.base import Section
-from prismcap.data.scenes.compose import COLORS, SceneImage
-from prismcap.data.scenes.graph import Background, SceneGraph
-from prismcap.data.scenes.make import clear_colors, place_object
+from prismcap.data.scenes.compose import COLORS, TEXTURES, SceneImage
+from prismcap.data.scenes.graph import Background, Place, SceneGraph, Size
+from prismcap.data.scenes.make import CELLS, MAX_TRIES, clear_colors, place_object
 from prismcap.data.scenes.objects import ObjectSet, ObjectsName, Stamp, load_objects, objects_root
 from prismcap.data.scenes.splits import held_out_drawings, limit_words, single_held_out
 from prismcap.data.scenes.text import SHORT_PROMPT
@@ -27,11 +27,17 @@ class Options(Section):
     split: Literal["train", "unseen_stamps"] = "train"
     object_limit: int | None = Field(default=None, ge=16, description="number of words; none: all of the set")
     image_px: int = Field(default=192, ge=64, le=1024)
+    views: int = Field(
+        default=1,
+        ge=1,
+        description="pictures of each drawing: the first shows it large in the middle of a plain colour, "
+        "the others anywhere, in either size, on any background",
+    )
     seed: int | None = Field(default=None, description="none: the run's")
 
 
 class Stamps:
-    """One sample for each drawing: `A tiger.`"""
+    """`views` samples for each drawing, view after view: `A tiger.`"""
 
     def __init__(self, objects: ObjectSet, options: Options, seed: int) -> None:
         held = held_out_drawings(objects)
@@ -39,6 +45,7 @@ class Stamps:
         self.stamps = tuple(stamp for stamp in objects.stamps if (stamp.id in held) == wanted)
         if not self.stamps:
             raise ConfigError(f"objects: {objects.name!r} has no drawings for the split {options.split!r}")
+        self.views = options.views
         self.image_px = options.image_px
         self.seed = seed
         self.source = f"stamps/{objects.name}/{options.split}"
@@ -46,15 +53,16 @@ class Stamps:
         self._root = str(objects_root())
 
     def __len__(self) -> int:
-        return len(self.stamps)
+        return len(self.stamps) * self.views
 
     def __getitem__(self, index: int, /) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.source}: item {index} of {len(self)}")
-        stamp = self.stamps[index]
+        view, number = divmod(index, len(self.stamps))
+        stamp = self.stamps[number]
         caption = with_article(stamp.word)
         return Sample(
-            id=f"{self.source}/{self.seed}/{stamp.id}",
+            id=f"{self.source}/{self.seed}/{stamp.id}" + (f"/{view}" if view else ""),
             images=(SceneImage(self.graph(index), self._root, (stamp.pixels,)),),
             messages=(
                 Message("user", (ImagePart(0), TextPart(SHORT_PROMPT))),
@@ -64,24 +72,32 @@ class Stamps:
         )
 
     def graph(self, index: int) -> SceneGraph:
-        """The drawing in the middle, large, on a plain colour that shows it."""
-        stamp = self.stamps[index]
-        rng = random.Random(f"{self.seed}/{self.source}/{stamp.id}")
-        background = Background(rng.choice(self._colors(stamp)), "plain")
-        found = place_object(rng, stamp, "middle", "large", 1, self.image_px, unseen=self.unseen)
+        """Of sample `index`. A single scene that `scenes` holds out is not shown here either."""
+        view, number = divmod(index, len(self.stamps))
+        stamp = self.stamps[number]
+        rng = random.Random(f"{self.seed}/{self.source}/{stamp.id}" + (f"/{view}" if view else ""))
+        background, place, size = self._anywhere(rng, stamp) if view else self._in_the_middle(rng, stamp)
+        found = place_object(rng, stamp, place, size, 1, self.image_px, unseen=self.unseen)
         return SceneGraph(self.image_px, background, (found,))
 
-    def _colors(self, stamp: Stamp) -> list[str]:
-        """Colours that show the drawing. A single scene that `scenes` holds out is not shown here either."""
+    def _in_the_middle(self, rng: random.Random, stamp: Stamp) -> tuple[Background, Place, Size]:
+        """Large, on a plain colour that shows it."""
         for colors in (clear_colors([stamp]), list(COLORS)):
-            free = [
-                c
-                for c in colors
-                if not single_held_out(stamp.word, Background(c, "plain"), "middle", "large")
-            ]
+            backgrounds = [Background(color, "plain") for color in colors]
+            free = [b for b in backgrounds if not single_held_out(stamp.word, b, "middle", "large")]
             if free:
-                return free
+                return rng.choice(free), "middle", "large"
         raise ConfigError(f"{stamp.id}: every plain background is held out")
+
+    def _anywhere(self, rng: random.Random, stamp: Stamp) -> tuple[Background, Place, Size]:
+        colors, places = clear_colors([stamp]), list(CELLS[1])
+        sizes: tuple[Size, ...] = ("small", "large")
+        for _ in range(MAX_TRIES):
+            background = Background(rng.choice(colors), rng.choice(TEXTURES))
+            place, size = rng.choice(places), rng.choice(sizes)
+            if not single_held_out(stamp.word, background, place, size):
+                return background, place, size
+        raise ConfigError(f"{stamp.id}: no background and place that is not held out")
 
 
 def build(options: Options, context: SourceContext) -> Stamps:

@@ -161,7 +161,7 @@ def test_stamps_source_shows_no_held_out_drawing() -> None:
 
 
 def test_stamps_source_shows_no_held_out_single_scene() -> None:
-    train = stamps.build(stamps.Options(), SourceContext())
+    train = stamps.build(stamps.Options(views=20), SourceContext())
     shown = {
         (thing.word, graph.background.color, graph.background.texture, thing.place, thing.size)
         for graph in (train.graph(i) for i in range(len(train)))

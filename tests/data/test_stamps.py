@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from prismcap.configs.errors import ConfigError
+from prismcap.data.scenes.compose import TEXTURES
+from prismcap.data.scenes.make import CELLS
 from prismcap.data.scenes.objects import load_objects
 from prismcap.data.scenes.splits import held_out_drawings, limit_words
 from prismcap.data.scenes.text import SHORT_PROMPT, answer_right
@@ -35,6 +37,22 @@ def test_samples_say_what_they_show(objects: str) -> None:
         (shown,) = found.graph(i).objects
         assert shown.stamp == found.stamps[i].id and shown.place == "middle"
     assert found[0].images[0].load().size == (192, 192)
+
+
+def test_other_views_show_the_same_drawings_elsewhere() -> None:
+    once, often = build(), build(views=4)
+    assert len(often) == 4 * len(once)
+    assert [often[i] for i in range(len(once))] == list(once)
+    graphs = [often.graph(i) for i in range(len(once), len(often))]
+    shown = [graph.objects[0] for graph in graphs]
+    assert [thing.stamp for thing in shown] == [stamp.id for stamp in once.stamps] * 3
+    assert {thing.place for thing in shown} == set(CELLS[1]) and {t.size for t in shown} == {"small", "large"}
+    assert {graph.background.texture for graph in graphs} == set(TEXTURES)
+    assert (
+        len({often[i].id for i in range(len(often))})
+        == len(often)
+        == len({g.digest() for g in map(often.graph, range(len(often)))})
+    )
 
 
 def test_samples_are_a_function_of_the_seed_and_the_index() -> None:

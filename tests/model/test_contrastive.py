@@ -146,6 +146,18 @@ def test_loss_and_gradients_are_those_of_siglip(captioner: Captioner) -> None:
     assert all(value.grad is not None for value in trainable_parameters(captioner).values())
 
 
+def test_pool_mean_is_the_mean_over_a_texts_own_tokens(captioner: Captioner) -> None:
+    tower = tower_of(captioner).eval()
+    tower.pool = "mean"
+    with torch.no_grad():
+        found_ND = tower(filled(TEXTS))
+        hidden_NLD = tower.tower(input_ids=filled(TEXTS)).last_hidden_state
+        means = [hidden_LD[: len(text)].mean(0) for hidden_LD, text in zip(hidden_NLD, TEXTS, strict=True)]
+        torch.testing.assert_close(found_ND, torch.stack([tower.tower.head(mean_D) for mean_D in means]))
+        # an empty text, as the idle loss asks about, has no tokens of its own
+        assert torch.isfinite(tower(torch.zeros(1, LENGTH, dtype=torch.long))).all()
+
+
 @pytest.mark.parametrize("fault", ["texts moved by one", "bias left out", "pad differs"])
 def test_faults_are_seen(captioner: Captioner, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tower = tower_of(captioner)
