@@ -26,4 +26,7 @@ def test_every_row_of_what_was_run_has_its_day_and_command() -> None:
     for what, how, day, command in rows:
         assert re.match("run on a CPU|simulated: |never run", how), what
         assert date.fromisoformat(day)
-        assert re.fullmatch(r"`scripts/(demo(_prism)?\.sh|test\.sh -- tests/[\w/.]+)`", command), what
+        assert re.fullmatch(
+            r"`(scripts/(demo(_prism)?\.sh|test\.sh -- tests/[\w/.]+)|prismcap ablate ablations/\w+)`",
+            command,
+        ), what

@@ -171,6 +171,7 @@ def test_it_learns_to_tell_pairs_apart(make: Make) -> None:
     assert found[-1]["rejected"].keys() == {"not_a_pair"}
 
 
+@pytest.mark.slow
 def test_two_ranks_compare_their_own_pairs(
     contrastive: Path, world: Path, tmp_path: Path, torchrun: Any
 ) -> None:

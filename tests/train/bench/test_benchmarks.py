@@ -31,6 +31,7 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(bench, arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_the_training_table_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "bench.json"

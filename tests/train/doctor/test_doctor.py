@@ -121,6 +121,7 @@ def two_copies(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_ranks_and_two_copies_of_the_data(
     world: Path, two_copies: Path, tmp_path: Path, torchrun: Any
 ) -> None:
