@@ -42,10 +42,6 @@ class VisionEncoder(nn.Module, ABC):
         """embeddings_PD, one of each whole tile, D = pooled_size. Reads all parameters of the encoder."""
         raise NotImplementedError(f"{type(self).__name__} has no pooled_size")
 
-    def unit_features(self) -> None:
-        """Bring the features' spread near 1, with `pooled` left as it was; an encoder that cannot, stays."""
-        return
-
     def unused_parameters(self) -> frozenset[str]:
         """Names of own parameters that forward never reads (layers above the chosen one, heads)."""
         return frozenset()

@@ -24,7 +24,7 @@ def load_trained(
     """The captioner after its last stage (or after `last_stage`), in eval mode, and the run's config.
 
     Every stage is replayed in order from `run_dir/<stage>/final/weights.safetensors`, its LoRA merged, except
-    in the last one where `merge_last` is false. After a contrastive stage the features have a spread near 1.
+    in the last one where `merge_last` is false.
     Raises ConfigError when the folder is no run or a stage has not finished.
     """
     run_dir = Path(run_dir)
@@ -47,8 +47,6 @@ def load_trained(
         load_trainable_state(captioner, load_weights(weights))
         if name != last or merge_last:
             finish_stage(captioner)
-        if stage.kind == "contrastive":
-            captioner.vision_encoder.unit_features()
         if name == last:
             break
     return captioner.to(device).eval(), config

@@ -6,7 +6,6 @@ D encoder width (the tower's own, times the number of layers read).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -143,29 +142,6 @@ class TowerEncoder(VisionEncoder):
         """See VisionEncoder.pooled."""
         embeddings_PD: Tensor = self.tower(pixel_values=tiles_P3SS).pooler_output
         return embeddings_PD
-
-    @torch.no_grad()
-    def unit_features(self) -> None:
-        """See VisionEncoder.unit_features. All that SigLIP adds up to its hidden states is divided by one
-        power of two, which the norm of whoever reads them there takes away again: the same on any machine.
-
-        Training from nothing inflates them (to a spread of 28 in demo/siglip). Nothing in the tower minds,
-        but a connector makes tokens of them that drown those of the text. Measured on noise, as in
-        scale_to_embeddings (model/build.py), which takes features for unit-normal.
-        """
-        if self.pooled_size is None:
-            return
-        spec = self.image_spec
-        noise = torch.randn(8, 3, spec.size_px, spec.size_px, generator=torch.Generator().manual_seed(0))
-        spread = float(self(noise.to(next(self.parameters()))).std())
-        factor = 2.0 ** -round(math.log2(spread))
-        embeddings = self.tower.embeddings
-        written: list[Any] = [embeddings.patch_embedding, embeddings.position_embedding]
-        for block in self._blocks():
-            written += [block.self_attn.out_proj, block.mlp.fc2]
-        for module in written:
-            for parameter in module.parameters():
-                parameter.mul_(factor)
 
     def unused_parameters(self) -> frozenset[str]:
         prefix = f"tower.{self.architecture.blocks}"

@@ -94,37 +94,6 @@ def hidden_states(tower: Any, tiles: Tensor, **options: Any) -> tuple[Tensor, ..
     return states
 
 
-def inflate(encoder: Any, factor: float) -> None:
-    """All that is written into the residual stream, which blocks and head read through a norm."""
-    written = (".patch_embedding.", ".position_embedding.", ".out_proj.", ".fc2.")
-    with torch.no_grad():
-        for name, value in encoder.named_parameters():
-            if any(part in f".{name}" for part in written) and ".head." not in f".{name}":
-                value.mul_(factor)
-
-
-def test_unit_features_of_a_siglip_change_their_spread_and_nothing_else(saved: Any) -> None:
-    encoder = build("siglip", path=saved("siglip")[1], layer=-1, post_layernorm=False)
-    encoder.unit_features()
-    tiles = torch.randn(3, 3, 16, 16)
-    with torch.no_grad():
-        features, pooled = encoder(tiles), encoder.pooled(tiles)
-        assert 0.5 < float(features.std()) < 2
-        inflate(encoder, 64.0)
-        torch.testing.assert_close(encoder(tiles), 64.0 * features, rtol=1e-3, atol=1e-2)
-        encoder.unit_features()
-        torch.testing.assert_close(encoder(tiles), features, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(encoder.pooled(tiles), pooled, rtol=1e-4, atol=1e-5)
-
-
-def test_encoders_without_a_pooled_embedding_keep_their_features(saved: Any) -> None:
-    encoder = build("clip", path=saved("clip")[1], layer=-1, post_layernorm=False)
-    tiles = torch.randn(3, 3, 16, 16)
-    before = encoder(tiles)
-    encoder.unit_features()
-    torch.testing.assert_close(encoder(tiles), before, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("layer", [0, 1, -1, -2])
 def test_features_are_hidden_states(name: str, layer: int, saved: Any) -> None:

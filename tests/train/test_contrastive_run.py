@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import save_file
 
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.load import load_config
@@ -113,11 +111,7 @@ def test_the_encoder_is_handed_on_without_the_text_tower(make: Make) -> None:
     state = captioner.state_dict()
     assert not any(name.startswith("text_tower.") for name in state)
     own = {name: value for name, value in saved.items() if name.startswith("vision_encoder.")}
-    # as saved, but for the power of two that makes its features' spread 1
-    patch = "vision_encoder.tower.embeddings.patch_embedding.weight"
-    factor = float((state[patch] / own[patch]).mean())
-    assert math.log2(factor).is_integer()
-    assert all(state[name].equal(value) or state[name].equal(value * factor) for name, value in own.items())
+    assert own and all(state[name].equal(value) for name, value in own.items())
     before = load_trained(run_training(make("name=other", "stages.contrast.schedule.max_steps=1")))[
         0
     ].state_dict()
@@ -125,27 +119,6 @@ def test_the_encoder_is_handed_on_without_the_text_tower(make: Make) -> None:
     # what it saw while training, it is
     image_spec, info = export_inputs(captioner, config)
     assert dry_run(captioner, image_spec=image_spec, info=info, format="llava") < 1e-4
-
-
-def test_inflated_features_are_brought_back_whenever_the_stage_is_loaded(make: Make) -> None:
-    run_dir = run_training(make("stages.align=null", "stages.instruct=null"))
-    path = run_dir / "contrast/final/weights.safetensors"
-    plain = load_trained(run_dir)[0].vision_encoder
-    written = ("embedding", "out_proj", "fc2")
-    weights = load_weights(path)
-    inflated = {
-        name: value * 64
-        if any(part in name for part in written) and "vision" in name and ".head." not in name
-        else value
-        for name, value in weights.items()
-    }
-    assert sum(not inflated[name].equal(value) for name, value in weights.items()) > 4
-    save_file(inflated, path)
-    again = load_trained(run_dir)[0].vision_encoder
-    size = plain.image_spec.size_px
-    tiles = torch.randn(2, 3, size, size)
-    assert 0.5 < float(plain(tiles).std()) < 2
-    torch.testing.assert_close(again(tiles), plain(tiles), rtol=1e-4, atol=1e-5)
 
 
 def test_a_last_stage_that_is_contrastive_is_no_captioner(make: Make) -> None:
