@@ -114,7 +114,7 @@ class SceneMaker:
         rng.shuffle(words)
         stamps = [self._drawing(rng, word, word == target) for word in words]
         sizes: list[Size] = ["small" if rng.random() < self.small_share else "large" for _ in words]
-        background = self._background(rng, stamps)
+        background = _background(rng, stamps)
         if count == 1:
             background, places, sizes = self._single(rng, stamps, background, places, sizes)
         placed = zip(stamps, places, sizes, strict=True)
@@ -161,9 +161,6 @@ class SceneMaker:
             return rng.choice(self.unseen[word])
         return rng.choice(self.trained[word])
 
-    def _background(self, rng: random.Random, stamps: Sequence[Stamp]) -> Background:
-        return Background(rng.choice(clear_colors(stamps)), rng.choice(TEXTURES))
-
     def _single(
         self,
         rng: random.Random,
@@ -172,15 +169,30 @@ class SceneMaker:
         places: tuple[Place, ...],
         sizes: list[Size],
     ) -> tuple[Background, tuple[Place, ...], list[Size]]:
-        """Draw again until the combination is on the right side of the split."""
+        """Draw again where the combination is on the wrong side of the split."""
         wanted = self.split == "unseen_pairs"
-        for _ in range(MAX_TRIES):
-            if single_held_out(stamps[0].word, background, places[0], sizes[0]) == wanted:
-                return background, places, sizes
-            background = self._background(rng, stamps)
-            places = rng.choice(LAYOUTS[1])
-            sizes = [rng.choice(("small", "large"))]
-        raise ConfigError(f"no single scene of {stamps[0].word!r} for the split {self.split}")
+        if single_held_out(stamps[0].word, background, places[0], sizes[0]) != wanted:
+            background, place, size = draw_single(rng, stamps[0], wanted)
+            places, sizes = (place,), [size]
+        return background, places, sizes
+
+
+def draw_single(rng: random.Random, stamp: Stamp, held_out: bool) -> tuple[Background, Place, Size]:
+    """Where and how a drawing is shown alone, in a scene that is held out or in one that is not.
+
+    Raises ConfigError when none is found.
+    """
+    for _ in range(MAX_TRIES):
+        background = _background(rng, [stamp])
+        (place,) = rng.choice(LAYOUTS[1])
+        size: Size = rng.choice(("small", "large"))
+        if single_held_out(stamp.word, background, place, size) == held_out:
+            return background, place, size
+    raise ConfigError(f"no single scene of {stamp.word!r} that is{'' if held_out else ' not'} held out")
+
+
+def _background(rng: random.Random, stamps: Sequence[Stamp]) -> Background:
+    return Background(rng.choice(clear_colors(stamps)), rng.choice(TEXTURES))
 
 
 def clear_colors(stamps: Sequence[Stamp]) -> list[str]:

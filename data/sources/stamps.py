@@ -9,9 +9,9 @@ from pydantic import Field
 
 from prismcap.configs.errors import ConfigError
 from prismcap.configs.schema.base import Section
-from prismcap.data.scenes.compose import COLORS, TEXTURES, SceneImage
+from prismcap.data.scenes.compose import COLORS, SceneImage
 from prismcap.data.scenes.graph import Background, Place, SceneGraph, Size
-from prismcap.data.scenes.make import CELLS, MAX_TRIES, clear_colors, place_object
+from prismcap.data.scenes.make import clear_colors, draw_single, place_object
 from prismcap.data.scenes.objects import ObjectSet, ObjectsName, Stamp, load_objects, objects_root
 from prismcap.data.scenes.splits import held_out_drawings, limit_words, single_held_out
 from prismcap.data.scenes.text import SHORT_PROMPT
@@ -58,11 +58,10 @@ class Stamps:
     def __getitem__(self, index: int, /) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.source}: item {index} of {len(self)}")
-        view, number = divmod(index, len(self.stamps))
-        stamp = self.stamps[number]
+        stamp, name = self._drawing(index)
         caption = with_article(stamp.word)
         return Sample(
-            id=f"{self.source}/{self.seed}/{stamp.id}" + (f"/{view}" if view else ""),
+            id=f"{self.source}/{self.seed}/{name}",
             images=(SceneImage(self.graph(index), self._root, (stamp.pixels,)),),
             messages=(
                 Message("user", (ImagePart(0), TextPart(SHORT_PROMPT))),
@@ -73,10 +72,11 @@ class Stamps:
 
     def graph(self, index: int) -> SceneGraph:
         """Of sample `index`. A single scene that `scenes` holds out is not shown here either."""
-        view, number = divmod(index, len(self.stamps))
-        stamp = self.stamps[number]
-        rng = random.Random(f"{self.seed}/{self.source}/{stamp.id}" + (f"/{view}" if view else ""))
-        background, place, size = self._anywhere(rng, stamp) if view else self._in_the_middle(rng, stamp)
+        stamp, name = self._drawing(index)
+        rng = random.Random(f"{self.seed}/{self.source}/{name}")
+        first = index < len(self.stamps)
+        drawn = self._in_the_middle(rng, stamp) if first else draw_single(rng, stamp, held_out=False)
+        background, place, size = drawn
         found = place_object(rng, stamp, place, size, 1, self.image_px, unseen=self.unseen)
         return SceneGraph(self.image_px, background, (found,))
 
@@ -89,15 +89,11 @@ class Stamps:
                 return rng.choice(free), "middle", "large"
         raise ConfigError(f"{stamp.id}: every plain background is held out")
 
-    def _anywhere(self, rng: random.Random, stamp: Stamp) -> tuple[Background, Place, Size]:
-        colors, places = clear_colors([stamp]), list(CELLS[1])
-        sizes: tuple[Size, ...] = ("small", "large")
-        for _ in range(MAX_TRIES):
-            background = Background(rng.choice(colors), rng.choice(TEXTURES))
-            place, size = rng.choice(places), rng.choice(sizes)
-            if not single_held_out(stamp.word, background, place, size):
-                return background, place, size
-        raise ConfigError(f"{stamp.id}: no background and place that is not held out")
+    def _drawing(self, index: int) -> tuple[Stamp, str]:
+        """Of sample `index`, and the sample's name: the first view has the drawing's."""
+        view, number = divmod(index, len(self.stamps))
+        stamp = self.stamps[number]
+        return stamp, f"{stamp.id}/{view}" if view else stamp.id
 
 
 def build(options: Options, context: SourceContext) -> Stamps:
