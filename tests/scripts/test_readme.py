@@ -30,3 +30,5 @@ def test_every_row_of_what_was_run_has_its_day_and_command() -> None:
             r"`(scripts/(demo(_prism)?\.sh|test\.sh -- tests/[\w/.]+)|prismcap ablate ablations/\w+)`",
             command,
         ), what
+        if command.startswith("`prismcap ablate"):
+            assert (ROOT / "configs" / f"{command.strip('`').split()[-1]}.yaml").is_file(), what
